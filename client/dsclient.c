@@ -1,0 +1,466 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The connection: a non-blocking socket with a buffer on either side.
+ *
+ * Frames are read until the socket is empty or enough was done for one call, cut out of the buffer,
+ * unpacked in an arena, handed to their stream, and forgotten. The daemon is trusted with what it says
+ * but not with memory: lengths are checked before room is made, and unpacking is bounded. Ranges are not
+ * checked here, so that a later daemon may say more than this library knows: unknown frames and
+ * frames of forgotten requests are dropped. Whatever breaks the framing ends the connection.
+ *
+ * A connection that has ended stays as an object: its streams have their last event, every call says
+ * why. Going on after a restart of the daemon belongs here: everything above asks only dsc_send() and
+ * dsc_process(). */
+#include "dsclient.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define READ_BYTES     (64u << 10) /* room made for each read */
+#define READS_PER_CALL 16	   /* so that one busy connection does not hold up an event loop */
+
+int dsc_fail(struct dsc *c, int r, enum dsc_code code, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(c->text, sizeof(c->text), fmt, ap);
+	va_end(ap);
+	c->code = code;
+	return r;
+}
+
+int dsc_end(struct dsc *c, int r, enum dsc_code code, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (c->fd < 0)
+		return c->failed;
+	va_start(ap, fmt);
+	vsnprintf(c->text, sizeof(c->text), fmt, ap);
+	va_end(ap);
+	c->code = c->failed_code = code;
+	c->failed = r;
+	close(c->fd);
+	c->fd = -EBADF;
+	for (struct dsc_stream *s = c->streams; s; s = s->next)
+		if (!s->ended)
+			event_error(s, r, code, 0, c->text);
+	return r;
+}
+
+/* ---------------------------------------------------------------- buffers */
+
+/* Room for n more bytes behind the content. */
+static int buffer_reserve(struct buffer *b, size_t n)
+{
+	size_t content = b->end - b->start, want, size;
+	uint8_t *data;
+
+	if (n <= b->size - b->end)
+		return 0;
+	if (content > 0)
+		memmove(b->data, b->data + b->start, content);
+	b->start = 0;
+	b->end = content;
+	if (__builtin_add_overflow(content, n, &want))
+		return -ENOMEM;
+	if (want <= b->size)
+		return 0;
+	size = b->size ? b->size : 4096;
+	while (size < want)
+		size = size > want / 2 ? want : size * 2;
+	data = realloc(b->data, size);
+	if (!data)
+		return -ENOMEM;
+	b->data = data;
+	b->size = size;
+	return 0;
+}
+
+/* An empty buffer that has been large gives its memory back. */
+static void buffer_consume(struct buffer *b, size_t n)
+{
+	b->start += n;
+	if (b->start < b->end)
+		return;
+	b->start = b->end = 0;
+	if (b->size <= 2 * READ_BYTES)
+		return;
+	free(b->data);
+	*b = (struct buffer){};
+}
+
+/* ---------------------------------------------------------------- sending */
+
+static int flush(struct dsc *c)
+{
+	while (c->out.start < c->out.end) {
+		ssize_t n = send(c->fd, c->out.data + c->out.start, c->out.end - c->out.start,
+				 MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			return 0;
+		if (n < 0)
+			return -errno; /* the daemon's last words may still be there to read */
+		buffer_consume(&c->out, (size_t)n);
+	}
+	return 0;
+}
+
+int dsc_send(struct dsc *c, const Dsd__ClientFrame *frame)
+{
+	uint8_t *bytes = NULL;
+	size_t n = 0;
+	int r;
+
+	if (c->fd < 0)
+		return c->failed;
+	if (c->out.end - c->out.start > DSC_UNSENT_MAX)
+		return dsc_fail(c, -EAGAIN, DSC_CODE_NONE,
+				"%zu bytes of requests wait to be sent already",
+				c->out.end - c->out.start);
+	r = wire_pack_frame(&frame->base, &bytes, &n);
+	if (r == -EMSGSIZE)
+		return dsc_fail(c, r, DSC_CODE_FRAME_TOO_LARGE,
+				"the request takes %zu bytes, want at most %u",
+				protobuf_c_message_get_packed_size(&frame->base), WIRE_FRAME_MAX);
+	if (r == 0)
+		r = buffer_reserve(&c->out, n);
+	if (r < 0) {
+		free(bytes);
+		return dsc_fail(c, r, DSC_CODE_NONE, "out of memory");
+	}
+	memcpy(c->out.data + c->out.end, bytes, n);
+	c->out.end += n;
+	free(bytes);
+	flush(c); /* what it cannot do now, dsc_process() does or reports */
+	return 0;
+}
+
+static int send_hello(struct dsc *c)
+{
+	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
+	Dsd__Hello hello = DSD__HELLO__INIT;
+
+	hello.protocol = WIRE_PROTOCOL;
+	hello.client = program_invocation_short_name;
+	if (strlen(hello.client) > 64)
+		hello.client = NULL;
+	frame.id = DSC_HELLO_ID;
+	frame.msg_case = DSD__CLIENT_FRAME__MSG_HELLO;
+	frame.hello = &hello;
+	return dsc_send(c, &frame);
+}
+
+/* ---------------------------------------------------------------- receiving */
+
+static int hello_answered(struct dsc *c, const Dsd__HelloReply *reply)
+{
+	if (reply->protocol != WIRE_PROTOCOL)
+		return dsc_end(c, -EPROTO, DSC_CODE_NONE, "the daemon speaks protocol %u, want %d",
+			       reply->protocol, WIRE_PROTOCOL);
+	snprintf(c->version, sizeof(c->version), "%s", reply->version);
+	c->state = (enum dsc_state)reply->state;
+	c->hello = true;
+	return 0;
+}
+
+static int receive_frame(struct dsc *c, const Dsd__ServerFrame *frame)
+{
+	int r;
+
+	if (frame->id == 0 ||
+	    (frame->id == DSC_HELLO_ID && frame->msg_case == DSD__SERVER_FRAME__MSG_ERROR)) {
+		if (frame->msg_case != DSD__SERVER_FRAME__MSG_ERROR)
+			return 0;
+		return dsc_end(c, event_errno((enum dsc_code)frame->error->code),
+			       (enum dsc_code)frame->error->code, "%s", frame->error->message);
+	}
+	if (frame->id == DSC_HELLO_ID)
+		return frame->msg_case == DSD__SERVER_FRAME__MSG_HELLO
+			       ? hello_answered(c, frame->hello)
+			       : 0;
+	for (struct dsc_stream *s = c->streams; s; s = s->next) {
+		if (s->id != frame->id || s->ended)
+			continue;
+		r = event_from_frame(s, frame);
+		if (r == -EPROTO)
+			return dsc_end(
+				c, r, DSC_CODE_NONE,
+				"the daemon answered a request with the answer of another kind");
+		if (r < 0)
+			return dsc_end(c, r, DSC_CODE_NONE, "out of memory for an answer");
+		return 0;
+	}
+	return 0;
+}
+
+static int receive_bytes(struct dsc *c, const uint8_t *data, size_t n)
+{
+	struct wire_arena arena;
+	Dsd__ServerFrame *frame;
+	char text[WIRE_TEXT_MAX];
+	int r;
+
+	r = wire_arena_init_server(&arena, n);
+	if (r < 0)
+		return dsc_end(c, r, DSC_CODE_NONE, "out of memory for a frame of %zu bytes", n);
+	frame = wire_unpack_server(data, n, &arena);
+	if (frame) {
+		r = receive_frame(c, frame);
+	} else {
+		wire_unpack_text(&arena, n, text);
+		r = dsc_end(c, -EPROTO, DSC_CODE_NONE, "from the daemon: %s", text);
+	}
+	wire_arena_done(&arena);
+	return r;
+}
+
+/* Whole frames at the front of the buffer. */
+static int receive_frames(struct dsc *c)
+{
+	while (c->in.end - c->in.start >= WIRE_HEADER_BYTES) {
+		const uint8_t *at = c->in.data + c->in.start;
+		uint32_t n = wire_frame_length(at);
+		int r;
+
+		if (n == 0 || n > WIRE_FRAME_MAX)
+			return dsc_end(c, -EPROTO, DSC_CODE_NONE,
+				       "from the daemon: got a frame of %u bytes, want 1 to %u", n,
+				       WIRE_FRAME_MAX);
+		if (c->in.end - c->in.start - WIRE_HEADER_BYTES < n)
+			return 0;
+		r = receive_bytes(c, at + WIRE_HEADER_BYTES, n);
+		if (r < 0)
+			return r;
+		buffer_consume(&c->in, WIRE_HEADER_BYTES + n);
+	}
+	return 0;
+}
+
+int dsc_process(struct dsc *c)
+{
+	int sent, r;
+
+	if (c->fd < 0)
+		return c->failed;
+	sent = flush(c);
+	for (unsigned i = 0; i < READS_PER_CALL && c->queued < DSC_QUEUE_MAX; i++) {
+		ssize_t n;
+
+		if (buffer_reserve(&c->in, READ_BYTES) < 0)
+			return dsc_end(c, -ENOMEM, DSC_CODE_NONE, "out of memory for an answer");
+		n = recv(c->fd, c->in.data + c->in.end, c->in.size - c->in.end, MSG_DONTWAIT);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			break;
+		if (n < 0)
+			return dsc_end(c, -errno, DSC_CODE_RETRYABLE, "reading from the daemon: %s",
+				       strerror(errno));
+		if (n == 0)
+			return dsc_end(c, -ECONNRESET, DSC_CODE_RETRYABLE,
+				       c->in.end > c->in.start
+					       ? "the daemon closed the connection within a frame"
+					       : "the daemon closed the connection");
+		c->in.end += (size_t)n;
+		r = receive_frames(c);
+		if (r < 0)
+			return r;
+	}
+	if (sent < 0)
+		return dsc_end(c, sent, DSC_CODE_RETRYABLE, "writing to the daemon: %s",
+			       strerror(-sent));
+	return 0;
+}
+
+/* ---------------------------------------------------------------- waiting */
+
+int64_t dsc_now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+int dsc_left_ms(int64_t deadline_ms, int timeout_ms)
+{
+	int64_t left;
+
+	if (timeout_ms < 0)
+		return -1;
+	left = deadline_ms - dsc_now_ms();
+	return left > 0 ? (int)left : 0;
+}
+
+int dsc_sleep(struct dsc *c, int timeout_ms)
+{
+	struct pollfd p = {.fd = dsc_fd(c), .events = (short)dsc_events(c)};
+	int n = poll(&p, 1, timeout_ms);
+
+	if (n < 0)
+		return dsc_fail(c, -errno, DSC_CODE_NONE, "waiting for the daemon: %s",
+				strerror(errno));
+	if (n == 0)
+		return dsc_fail(c, -ETIMEDOUT, DSC_CODE_NONE, "the daemon did not answer in time");
+	return 0;
+}
+
+int dsc_fd(const struct dsc *c)
+{
+	return c->fd;
+}
+
+int dsc_events(const struct dsc *c)
+{
+	if (c->fd < 0)
+		return 0;
+	return (c->queued < DSC_QUEUE_MAX ? POLLIN : 0) | (c->out.start < c->out.end ? POLLOUT : 0);
+}
+
+int dsc_ping(struct dsc *c, int timeout_ms)
+{
+	int64_t deadline = dsc_now_ms() + timeout_ms;
+	int r;
+
+	while (!c->hello) {
+		if (c->fd < 0)
+			return c->failed;
+		r = dsc_sleep(c, dsc_left_ms(deadline, timeout_ms));
+		if (r < 0)
+			return r;
+		r = dsc_process(c);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* ---------------------------------------------------------------- life */
+
+const char *dsc_socket_path(const char *path)
+{
+	const char *env;
+
+	if (path)
+		return path;
+	env = getenv("DSD_SOCKET");
+	return env && *env ? env : DSC_SOCKET_DEFAULT;
+}
+
+int dsc_connect_fd(struct dsc **ret, int fd, unsigned flags)
+{
+	struct dsc *c;
+	int f, r;
+
+	if (flags != 0)
+		return -EINVAL;
+	f = fcntl(fd, F_GETFL);
+	if (f < 0 || fcntl(fd, F_SETFL, f | O_NONBLOCK) < 0)
+		return -errno;
+	c = calloc(1, sizeof(*c));
+	if (!c)
+		return -ENOMEM;
+	c->fd = fd;
+	c->next_id = DSC_HELLO_ID + 1;
+	r = send_hello(c);
+	if (r < 0) {
+		c->fd = -EBADF; /* still the caller's */
+		dsc_close(c);
+		return r;
+	}
+	*ret = c;
+	return 0;
+}
+
+int dsc_connect(struct dsc **ret, const char *path, unsigned flags)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	int fd, r;
+
+	path = dsc_socket_path(path);
+	if (strlen(path) >= sizeof(addr.sun_path))
+		return -ENAMETOOLONG;
+	strcpy(addr.sun_path, path);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	r = connect(fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0 ? -errno : 0;
+	if (r == 0)
+		r = dsc_connect_fd(ret, fd, flags);
+	if (r < 0)
+		close(fd);
+	return r;
+}
+
+void dsc_close(struct dsc *c)
+{
+	if (!c)
+		return;
+	if (c->fd >= 0)
+		close(c->fd);
+	c->fd = -EBADF;
+	c->failed = -ESHUTDOWN;
+	while (c->streams)
+		dsc_stream_free(c->streams);
+	free(c->in.data);
+	free(c->out.data);
+	free(c);
+}
+
+const char *dsc_version(const struct dsc *c)
+{
+	return c->hello ? c->version : NULL;
+}
+
+enum dsc_state dsc_server_state(const struct dsc *c)
+{
+	return c->state;
+}
+
+const char *dsc_error(const struct dsc *c)
+{
+	return c->text;
+}
+
+enum dsc_code dsc_code(const struct dsc *c)
+{
+	return c->code;
+}
+
+const char *dsc_code_name(enum dsc_code code)
+{
+	static const char *const names[] = {
+		[DSC_CODE_NONE] = "NONE",
+		[DSC_CODE_INVALID_ARGUMENT] = "INVALID_ARGUMENT",
+		[DSC_CODE_NOT_FOUND] = "NOT_FOUND",
+		[DSC_CODE_FAILED_PRECONDITION] = "FAILED_PRECONDITION",
+		[DSC_CODE_RESOURCE_EXHAUSTED] = "RESOURCE_EXHAUSTED",
+		[DSC_CODE_RETRYABLE] = "RETRYABLE",
+		[DSC_CODE_CANCELLED] = "CANCELLED",
+		[DSC_CODE_DEADLINE_EXCEEDED] = "DEADLINE_EXCEEDED",
+		[DSC_CODE_MODEL_INVALID] = "MODEL_INVALID",
+		[DSC_CODE_MODEL_FAULT] = "MODEL_FAULT",
+		[DSC_CODE_FRAME_TOO_LARGE] = "FRAME_TOO_LARGE",
+		[DSC_CODE_MALFORMED] = "MALFORMED",
+		[DSC_CODE_UNIMPLEMENTED] = "UNIMPLEMENTED",
+		[DSC_CODE_PERMISSION_DENIED] = "PERMISSION_DENIED",
+		[DSC_CODE_INTERNAL] = "INTERNAL",
+	};
+
+	return (unsigned)code < sizeof(names) / sizeof(names[0]) ? names[code] : "UNKNOWN";
+}

@@ -1,0 +1,411 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Client library of dsd, the DeepSeek inference daemon. Link with `pkg-config --libs dsclient`.
+ *
+ *	struct dsc *c;
+ *	struct dsc_stream *s;
+ *	const struct dsc_event *e;
+ *	struct dsc_request r = DSC_REQUEST_INIT;
+ *
+ *	r.text = "Once upon a time";
+ *	r.text_bytes = strlen("Once upon a time");
+ *	if (dsc_connect(&c, NULL, 0) == 0 && dsc_generate(c, &r, &s) == 0)
+ *		while (dsc_wait(s, &e, -1) > 0)
+ *			if (e->type == DSC_EVENT_TEXT)
+ *				fwrite(e->text, 1, e->text_bytes, stdout);
+ *	dsc_close(c);
+ *
+ * One call starts a request and gives a stream of its events; any number of streams run at once on
+ * a connection. A simple program blocks in dsc_wait(). An event loop polls dsc_fd() for dsc_events(),
+ * calls dsc_process(), and takes what has come with dsc_next(), which never blocks.
+ *
+ * Errors are negative errno values. dsc_error() has a sentence about the last one. A connection and its
+ * streams belong to one thread at a time. The library raises no signal, prints nothing, and needs
+ * libc and libprotobuf-c only. Text is bytes: a prompt goes out as it is, a piece of an answer never
+ * splits a UTF-8 character that the model has completed. */
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+#define DSC_SOCKET_DEFAULT "/run/dsd/dsd.sock"
+
+struct dsc;	   /* a connection */
+struct dsc_stream; /* a request under way */
+
+/* Why a request failed, as the daemon says it. */
+enum dsc_code {
+	DSC_CODE_NONE = 0,
+	DSC_CODE_INVALID_ARGUMENT = 1,	  /* mend the request */
+	DSC_CODE_NOT_FOUND = 2,		  /* no model of that name */
+	DSC_CODE_FAILED_PRECONDITION = 3, /* not now or not here */
+	DSC_CODE_RESOURCE_EXHAUSTED = 4,  /* later, or smaller */
+	DSC_CODE_RETRYABLE = 5, /* a worker or the daemon went away: the same may succeed */
+	DSC_CODE_CANCELLED = 6,
+	DSC_CODE_DEADLINE_EXCEEDED = 7,
+	DSC_CODE_MODEL_INVALID = 8, /* the model could not be loaded */
+	DSC_CODE_MODEL_FAULT = 9,   /* the model computed numbers that are none */
+	DSC_CODE_FRAME_TOO_LARGE = 10,
+	DSC_CODE_MALFORMED = 11,
+	DSC_CODE_UNIMPLEMENTED = 12,
+	DSC_CODE_PERMISSION_DENIED = 13,
+	DSC_CODE_INTERNAL = 14,
+};
+
+enum dsc_state { DSC_STATE_LOADING = 1, DSC_STATE_READY = 2, DSC_STATE_DEGRADED = 3 };
+enum dsc_role { DSC_ROLE_SYSTEM = 1, DSC_ROLE_USER = 2, DSC_ROLE_ASSISTANT = 3 };
+enum dsc_priority { DSC_PRIORITY_INTERACTIVE = 1, DSC_PRIORITY_NORMAL = 2, DSC_PRIORITY_BATCH = 3 };
+/* An end token, a stop string (not part of the text), or max_tokens or the end of the context. */
+enum dsc_finish { DSC_FINISH_EOS = 1, DSC_FINISH_STOP = 2, DSC_FINISH_LENGTH = 3 };
+enum dsc_prompt { DSC_PROMPT_TEXT = 0, DSC_PROMPT_CHAT = 1, DSC_PROMPT_IDS = 2 };
+
+/* ---------------------------------------------------------------- requests */
+
+struct dsc_message {
+	enum dsc_role role;
+	const void *text;
+	size_t text_bytes;
+};
+
+struct dsc_bias {
+	uint32_t id;
+	float bias;
+};
+
+struct dsc_stop {
+	const void *text;
+	size_t text_bytes;
+};
+
+/* Bits of dsc_request.set: which of the numbers are meant. The others come from the model. */
+#define DSC_SET_MAX_TOKENS	   (UINT64_C(1) << 0)
+#define DSC_SET_MIN_TOKENS	   (UINT64_C(1) << 1)
+#define DSC_SET_TEMPERATURE	   (UINT64_C(1) << 2)
+#define DSC_SET_TOP_K		   (UINT64_C(1) << 3)
+#define DSC_SET_TOP_P		   (UINT64_C(1) << 4)
+#define DSC_SET_MIN_P		   (UINT64_C(1) << 5)
+#define DSC_SET_SEED		   (UINT64_C(1) << 6)
+#define DSC_SET_REPETITION_PENALTY (UINT64_C(1) << 7)
+#define DSC_SET_PRESENCE_PENALTY   (UINT64_C(1) << 8)
+#define DSC_SET_FREQUENCY_PENALTY  (UINT64_C(1) << 9)
+#define DSC_SET_N		   (UINT64_C(1) << 10)
+#define DSC_SET_LOGPROBS	   (UINT64_C(1) << 11)
+#define DSC_SET_PRIORITY	   (UINT64_C(1) << 12)
+#define DSC_SET_DEADLINE_MS	   (UINT64_C(1) << 13)
+/* Switches: set is on. */
+#define DSC_SET_IGNORE_EOS (UINT64_C(1) << 32) /* go on after an end token */
+#define DSC_SET_ECHO	   (UINT64_C(1) << 33) /* the prompt is part of the answer */
+#define DSC_SET_PARSE_SPECIAL                                                                      \
+	(UINT64_C(1) << 34) /* control tokens written out in text become ids */
+#define DSC_SET_ADD_BOS		(UINT64_C(1) << 35) /* dsc_tokenize: put the begin token first */
+#define DSC_SET_SKIP_SPECIAL	(UINT64_C(1) << 36) /* dsc_detokenize: leave control tokens out */
+#define DSC_SET_REUSE_GENERATED (UINT64_C(1) << 37) /* cached pages of generated tokens may serve */
+
+/* Everything a request can say; which call reads what is said there. Start from DSC_REQUEST_INIT. All memory
+ * stays the caller's and may go once the call has returned. Ranges are the daemon's to check. */
+struct dsc_request {
+	size_t size;	   /* of the struct as the caller knows it; DSC_REQUEST_INIT sets it */
+	uint64_t set;	   /* DSC_SET_* */
+	const char *model; /* NULL: the only or first model */
+	uint32_t prompt;   /* enum dsc_prompt: which of the next three it is */
+	uint32_t priority; /* enum dsc_priority */
+	const void *text;  /* DSC_PROMPT_TEXT; the begin token is added by the tokenizer's rule */
+	size_t text_bytes;
+	const struct dsc_message *messages; /* DSC_PROMPT_CHAT */
+	size_t n_messages;
+	const uint32_t *ids; /* DSC_PROMPT_IDS; verbatim */
+	size_t n_ids;
+	const void *suffix; /* fill in the middle: text is what comes before; NULL: none */
+	size_t suffix_bytes;
+	const struct dsc_stop *stop;
+	size_t n_stop;
+	const struct dsc_bias *logit_bias;
+	size_t n_logit_bias;
+	uint64_t seed;	     /* not set: drawn, and told in DSC_EVENT_STARTED */
+	uint32_t max_tokens; /* not set: what the context leaves */
+	uint32_t min_tokens;
+	float temperature; /* 0 is greedy */
+	uint32_t top_k;	   /* 0: off */
+	float top_p;	   /* 1: off */
+	float min_p;	   /* 0: off */
+	float repetition_penalty;
+	float presence_penalty;
+	float frequency_penalty;
+	uint32_t n;	   /* choices */
+	uint32_t logprobs; /* the chosen token's and so many of the best */
+	uint32_t deadline_ms;
+};
+
+#ifdef __cplusplus
+static inline struct dsc_request dsc_request_init_(void)
+{
+	struct dsc_request r = {};
+
+	r.size = sizeof(r);
+	return r;
+}
+#define DSC_REQUEST_INIT dsc_request_init_()
+#else
+#define DSC_REQUEST_INIT                                                                           \
+	{                                                                                          \
+		.size = sizeof(struct dsc_request)                                                 \
+	}
+#endif
+
+/* ---------------------------------------------------------------- events */
+
+struct dsc_logprob {
+	uint32_t id;
+	float logprob;
+};
+
+struct dsc_token {
+	uint32_t id;
+	float logprob;
+	const struct dsc_logprob *top; /* the best ones, best first */
+	uint32_t n_top;
+	uint32_t has_logprob; /* 0: the first token of a text has none */
+};
+
+struct dsc_usage {
+	uint32_t prompt_tokens;
+	uint32_t cached_tokens;	    /* of them found in the pool */
+	uint32_t completion_tokens; /* of all choices, end tokens counted */
+	uint64_t queue_usec, prefill_usec, decode_usec;
+};
+
+/* What is not known is 0 or NULL. */
+struct dsc_model {
+	const char *name;
+	enum dsc_state state;
+	const char *reason; /* DEGRADED: why */
+	const uint8_t *digest;
+	size_t digest_bytes;
+	const char *arch;
+	uint32_t context, vocab, layers, experts, experts_used;
+	uint64_t params, params_active, weight_bytes;
+	uint32_t kv_bytes_per_token;
+	uint32_t mha_bytes_per_token,
+		gqa8_bytes_per_token; /* what other designs of that size need */
+	const char *kv_entry;
+	float progress; /* LOADING: 0 to 1 */
+	const char *stage;
+	int chat; /* has a chat renderer */
+};
+
+struct dsc_model_stats {
+	const char *name;
+	uint32_t pages_total, pages_used;
+	uint32_t running, waiting;
+	uint64_t steps, rows, prompt_tokens, generated_tokens, cached_tokens;
+	uint64_t worker_usec, worker_pid;
+	uint32_t worker_starts, worker_deaths;
+	uint32_t kv_bytes_per_token, mha_bytes_per_token, gqa8_bytes_per_token;
+};
+
+struct dsc_stats_reply {
+	uint64_t uptime_usec;
+	enum dsc_state state;
+	const char *version;
+	const char *io_backend;
+	uint32_t connections;
+	uint64_t connections_total, requests_total, requests_failed, requests_cancelled;
+	uint64_t protocol_errors, bytes_in, bytes_out;
+	const struct dsc_model_stats *const *models;
+	size_t n_models;
+};
+
+enum dsc_event_type {
+	DSC_EVENT_STARTED = 1,	/* generate: first */
+	DSC_EVENT_TEXT = 2,	/* a piece of one choice, or of a detokenized text */
+	DSC_EVENT_FINISHED = 3, /* one choice has ended */
+	DSC_EVENT_TOKENS = 4,	/* tokenize: ids; score: tokens */
+	DSC_EVENT_MODELS = 5,
+	DSC_EVENT_STATS = 6,
+	DSC_EVENT_DONE = 7,  /* the last event of a request that did what was asked */
+	DSC_EVENT_ERROR = 8, /* the last event of any other */
+};
+
+/* Made by the library, which may append members in later versions. */
+struct dsc_event {
+	enum dsc_event_type type;
+
+	/* STARTED */
+	uint64_t request; /* the daemon's number, as in its log */
+	uint64_t seed;
+	uint32_t prompt_tokens;
+	const char *model;
+	const uint8_t *digest;
+	size_t digest_bytes;
+
+	/* TEXT, TOKENS; text may lag behind ids while a character or a stop string is incomplete */
+	uint32_t choice;  /* also FINISHED */
+	const char *text; /* NUL-terminated beyond text_bytes, and may contain NUL */
+	size_t text_bytes;
+	const uint32_t *ids;
+	size_t n_ids;
+	const struct dsc_token *tokens; /* with logprobs */
+	size_t n_tokens;
+
+	/* FINISHED */
+	enum dsc_finish finish;
+
+	/* DONE of generate */
+	struct dsc_usage usage;
+
+	/* ERROR */
+	int error; /* negative errno */
+	enum dsc_code code;
+	const char *message; /* one sentence */
+	uint32_t retry_after_ms;
+
+	/* MODELS */
+	const struct dsc_model *const *models;
+	size_t n_models;
+
+	/* STATS */
+	const struct dsc_stats_reply *stats;
+};
+
+/* ---------------------------------------------------------------- connection */
+
+/**
+ * dsc_connect() - connect and say Hello
+ * @path:  socket; NULL: $DSD_SOCKET, else DSC_SOCKET_DEFAULT
+ * @flags: 0
+ *
+ * Does not wait for the daemon's answer: requests may follow at once. dsc_ping() waits.
+ *
+ * Return: 0. -ENOENT, -ECONNREFUSED, -EACCES and whatever connect(2) says; -ENAMETOOLONG, -EINVAL:
+ *         unknown flags, -ENOMEM. *ret is untouched then.
+ */
+int dsc_connect(struct dsc **ret, const char *path, unsigned flags);
+/** dsc_connect_fd() - the same over a connected stream socket, which the connection owns from then on. */
+int dsc_connect_fd(struct dsc **ret, int fd, unsigned flags);
+/** dsc_socket_path() - what dsc_connect() makes of its path; valid while path and environment are. */
+const char *dsc_socket_path(const char *path);
+/** dsc_close() - close; the daemon cancels what is under way. Frees every stream. NULL is fine. */
+void dsc_close(struct dsc *c);
+
+/**
+ * dsc_ping() - wait until the daemon has answered Hello
+ * @timeout_ms: -1: as long as it takes
+ *
+ * Return: 0, and then dsc_version() and dsc_server_state() know. -ETIMEDOUT, -EINTR: a signal came,
+ *         -EPROTO: not a daemon of this protocol, -ECONNRESET: it closed.
+ */
+int dsc_ping(struct dsc *c, int timeout_ms);
+/** dsc_version() - the daemon's version; NULL before it has answered. */
+const char *dsc_version(const struct dsc *c);
+/** dsc_server_state() - as it was when the daemon answered Hello; 0 before. */
+enum dsc_state dsc_server_state(const struct dsc *c);
+
+/**
+ * dsc_fd() - what to poll for dsc_events(), which are POLLIN and POLLOUT as needed
+ *
+ * Ask for both anew before each poll(2): they may change with every call on the connection. A negative
+ * dsc_fd() means that there is nothing left to wait for.
+ */
+int dsc_fd(const struct dsc *c);
+int dsc_events(const struct dsc *c);
+/**
+ * dsc_process() - send what waits, read what has come; never blocks
+ *
+ * Return: 0. Negative errno: the connection has ended, every open stream has its DSC_EVENT_ERROR.
+ */
+int dsc_process(struct dsc *c);
+
+/** dsc_error() - a sentence about the last call that failed; "" if none did. Never NULL. */
+const char *dsc_error(const struct dsc *c);
+/** dsc_code() - the daemon's code for it, DSC_CODE_NONE where the daemon did not say. */
+enum dsc_code dsc_code(const struct dsc *c);
+/** dsc_code_name() - "INVALID_ARGUMENT", "UNKNOWN" for a code of a later daemon. */
+const char *dsc_code_name(enum dsc_code code);
+
+/* ---------------------------------------------------------------- requests and streams */
+
+/* Each starts a request and gives its stream. The frame is buffered; what the socket takes at once is sent.
+ *
+ * Return: 0. -EMSGSIZE: the request does not fit a frame (1 MiB), -EINVAL: the struct contradicts
+ *         itself, -E2BIG: it holds something this version of the library does not know, -EAGAIN: 8 MiB
+ *         wait to be sent already, -ENOMEM; or what ended the connection before. */
+
+/** dsc_generate() - STARTED, then TEXT and FINISHED of each choice. Reads the whole request. */
+int dsc_generate(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret);
+/** dsc_score() - TOKENS: log-probability of every token of text or ids. Reads model, logprobs. */
+int dsc_score(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret);
+/** dsc_tokenize() - TOKENS: ids of text or chat. Reads model. */
+int dsc_tokenize(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret);
+/** dsc_detokenize() - TEXT of ids. Reads model. */
+int dsc_detokenize(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret);
+/** dsc_models() - MODELS. */
+int dsc_models(struct dsc *c, struct dsc_stream **ret);
+/** dsc_stats() - STATS. */
+int dsc_stats(struct dsc *c, struct dsc_stream **ret);
+
+/**
+ * dsc_next() - take the next event, if one has come; never blocks
+ * @ret: valid until the next call on this stream
+ *
+ * Return: 1: *ret is an event. 0: the last one (DONE or ERROR) was taken before. -EAGAIN: none yet.
+ */
+int dsc_next(struct dsc_stream *s, const struct dsc_event **ret);
+/**
+ * dsc_wait() - dsc_next() that waits, and does the connection's work meanwhile
+ * @timeout_ms: -1: as long as it takes
+ *
+ * Return: 1 or 0 as dsc_next(). -ETIMEDOUT. -EINTR: a signal came; call again, or cancel. -ENOBUFS:
+ *         16 MiB of events of other streams wait to be taken, so nothing more is read.
+ */
+int dsc_wait(struct dsc_stream *s, const struct dsc_event **ret, int timeout_ms);
+/** dsc_cancel() - ask the daemon to end the request; its last event still comes. */
+int dsc_cancel(struct dsc_stream *s);
+/** dsc_stream_free() - forget the request, which is cancelled if it has not ended. NULL is fine. */
+void dsc_stream_free(struct dsc_stream *s);
+
+/* ---------------------------------------------------------------- whole answers */
+
+/* One choice of generate; score, tokenize and detokenize have one. */
+struct dsc_choice {
+	char *text; /* NUL-terminated beyond text_bytes */
+	size_t text_bytes;
+	uint32_t *ids;
+	size_t n_ids;
+	struct dsc_token *tokens;
+	size_t n_tokens;
+	enum dsc_finish finish; /* 0: it did not come to an end */
+};
+
+/* What all events of a stream add up to. Made by the library, which may append members. */
+struct dsc_result {
+	uint64_t request, seed;
+	uint32_t prompt_tokens;
+	char *model; /* "" where not told */
+	uint8_t digest[32];
+	size_t digest_bytes;
+	struct dsc_usage usage;
+	struct dsc_choice *choices;
+	size_t n_choices;
+};
+
+/** dsc_result_new() - an empty result; NULL: out of memory. */
+struct dsc_result *dsc_result_new(void);
+/** dsc_result_add() - add what one event says. Return: 0, -ENOMEM. */
+int dsc_result_add(struct dsc_result *result, const struct dsc_event *event);
+/** dsc_result_free() - NULL is fine. */
+void dsc_result_free(struct dsc_result *result);
+/**
+ * dsc_collect() - wait for the end of a stream and add up its events
+ * @ret: set also on error, to what came before it; free it by dsc_result_free()
+ *
+ * Return: 0, or the error of the stream's DSC_EVENT_ERROR (dsc_error() has the sentence), or of dsc_wait().
+ */
+int dsc_collect(struct dsc_stream *s, struct dsc_result **ret);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif

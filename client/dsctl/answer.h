@@ -1,0 +1,13 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* JSON shapes that more than one verb prints. */
+#include <json-c/json.h>
+#include <dsclient.h>
+
+/** json_ids() - [1, 2, 3] */
+struct json_object *json_ids(const uint32_t *ids, size_t n);
+/** json_tokens() - [{"id", "logprob", "top": [{"id", "logprob"}]}]; no log-probability is null. */
+struct json_object *json_tokens(const struct dsc_token *tokens, size_t n);
+/** json_usage() - {"prompt_tokens", "cached_tokens", "completion_tokens", and times} */
+struct json_object *json_usage(const struct dsc_usage *usage);
+const char *finish_text(enum dsc_finish finish);

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dsctl: dsd from the command line. args.h parses, one file per verb does. */
+#include <locale.h>
+
+#include "output.h"
+#include "verbs.h"
+
+int main(int argc, char **argv)
+{
+	static const struct verb *const verbs[] = {
+		&verb_ping,  &verb_generate, &verb_tokenize, &verb_detokenize,
+		&verb_score, &verb_models,   &verb_stats,
+	};
+
+	setlocale(LC_CTYPE,
+		  ""); /* tables measure words by it; numbers stay as programs read them */
+	return out_finish(args_run(verbs, N_OPTIONS(verbs), argc, argv));
+}

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* stats: the daemon's counters, and what each model's pool and worker do. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "answer.h"
+#include "output.h"
+#include "session.h"
+#include "verbs.h"
+
+/* ---------------------------------------------------------------- for programs */
+
+static struct json_object *json_model(const struct dsc_model_stats *m)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_add(o, "name", json_text(m->name, strlen(m->name)));
+	json_add(o, "pages_total", json_object_new_int64(m->pages_total));
+	json_add(o, "pages_used", json_object_new_int64(m->pages_used));
+	json_add(o, "running", json_object_new_int64(m->running));
+	json_add(o, "waiting", json_object_new_int64(m->waiting));
+	json_add(o, "steps", json_object_new_uint64(m->steps));
+	json_add(o, "rows", json_object_new_uint64(m->rows));
+	json_add(o, "prompt_tokens", json_object_new_uint64(m->prompt_tokens));
+	json_add(o, "generated_tokens", json_object_new_uint64(m->generated_tokens));
+	json_add(o, "cached_tokens", json_object_new_uint64(m->cached_tokens));
+	json_add(o, "worker_usec", json_object_new_uint64(m->worker_usec));
+	json_add(o, "worker_starts", json_object_new_int64(m->worker_starts));
+	json_add(o, "worker_deaths", json_object_new_int64(m->worker_deaths));
+	json_add(o, "worker_pid", json_object_new_uint64(m->worker_pid));
+	json_add(o, "kv_bytes_per_token", json_object_new_int64(m->kv_bytes_per_token));
+	json_add(o, "mha_bytes_per_token", json_object_new_int64(m->mha_bytes_per_token));
+	json_add(o, "gqa8_bytes_per_token", json_object_new_int64(m->gqa8_bytes_per_token));
+	return o;
+}
+
+static int print_json(const struct dsc_stats_reply *st)
+{
+	struct json_object *o = json_object_new_object(), *models = json_object_new_array();
+
+	json_add(o, "uptime_usec", json_object_new_uint64(st->uptime_usec));
+	json_add(o, "state", json_object_new_string(state_text(st->state)));
+	json_add(o, "version", json_text(st->version, strlen(st->version)));
+	json_add(o, "io_backend", json_text(st->io_backend, strlen(st->io_backend)));
+	json_add(o, "connections", json_object_new_int64(st->connections));
+	json_add(o, "connections_total", json_object_new_uint64(st->connections_total));
+	json_add(o, "requests_total", json_object_new_uint64(st->requests_total));
+	json_add(o, "requests_failed", json_object_new_uint64(st->requests_failed));
+	json_add(o, "requests_cancelled", json_object_new_uint64(st->requests_cancelled));
+	json_add(o, "protocol_errors", json_object_new_uint64(st->protocol_errors));
+	json_add(o, "bytes_in", json_object_new_uint64(st->bytes_in));
+	json_add(o, "bytes_out", json_object_new_uint64(st->bytes_out));
+	for (size_t i = 0; i < st->n_models; i++)
+		json_object_array_add(models, json_model(st->models[i]));
+	json_add(o, "models", models);
+	return out_json(o);
+}
+
+/* ---------------------------------------------------------------- for people */
+
+static void row(struct libscols_table *table, const char *name, const char *value)
+{
+	struct libscols_line *line = scols_table_new_line(table, NULL);
+
+	if (!line)
+		return;
+	table_cell(line, 0, "%s", name);
+	table_cell(line, 1, "%s", value);
+}
+
+static void duration_text(uint64_t usec, char ret[static 32])
+{
+	uint64_t s = usec / 1000000;
+
+	if (s >= 86400)
+		snprintf(ret, 32, "%" PRIu64 " d %" PRIu64 " h", s / 86400, s / 3600 % 24);
+	else if (s >= 3600)
+		snprintf(ret, 32, "%" PRIu64 " h %" PRIu64 " min", s / 3600, s / 60 % 60);
+	else if (s >= 60)
+		snprintf(ret, 32, "%" PRIu64 " min %" PRIu64 " s", s / 60, s % 60);
+	else
+		snprintf(ret, 32, "%" PRIu64 " s", s);
+}
+
+static void daemon_rows(struct libscols_table *table, const struct dsc_stats_reply *st)
+{
+	char text[128], in[16], out[16], up[32];
+
+	duration_text(st->uptime_usec, up);
+	snprintf(text, sizeof(text), "%s, version %s, up %s, %s", state_text(st->state),
+		 st->version, up, st->io_backend);
+	row(table, "daemon", text);
+	snprintf(text, sizeof(text), "%u now, %" PRIu64 " in all", st->connections,
+		 st->connections_total);
+	row(table, "connections", text);
+	snprintf(text, sizeof(text), "%" PRIu64 ", %" PRIu64 " failed, %" PRIu64 " cancelled",
+		 st->requests_total, st->requests_failed, st->requests_cancelled);
+	row(table, "requests", text);
+	bytes_text((double)st->bytes_in, in);
+	bytes_text((double)st->bytes_out, out);
+	snprintf(text, sizeof(text), "%s in, %s out, %" PRIu64 " protocol errors", in, out,
+		 st->protocol_errors);
+	row(table, "traffic", text);
+}
+
+/* "1.15 kB, 14.1% of multi-head attention (8.19 kB), 56% of 8 groups (2.05 kB)" */
+static void kv_text(const struct dsc_model_stats *m, char *ret, size_t n)
+{
+	char kv[16], mha[16], gqa[16];
+
+	bytes_text(m->kv_bytes_per_token, kv);
+	bytes_text(m->mha_bytes_per_token, mha);
+	bytes_text(m->gqa8_bytes_per_token, gqa);
+	if (m->mha_bytes_per_token == 0 || m->gqa8_bytes_per_token == 0)
+		snprintf(ret, n, "%s", kv);
+	else
+		snprintf(ret, n, "%s, %.3g%% of MHA in bf16 (%s), %.3g%% of GQA-8 in bf16 (%s)", kv,
+			 100.0 * m->kv_bytes_per_token / m->mha_bytes_per_token, mha,
+			 100.0 * m->kv_bytes_per_token / m->gqa8_bytes_per_token, gqa);
+}
+
+static void model_rows(struct libscols_table *table, const struct dsc_model_stats *m)
+{
+	char text[160];
+	double seconds = (double)m->worker_usec / 1e6;
+
+	row(table, "", "");
+	row(table, "model", m->name);
+	snprintf(text, sizeof(text), "%u running, %u waiting", m->running, m->waiting);
+	row(table, "  sequences", text);
+	snprintf(text, sizeof(text), "%u of %u used", m->pages_used, m->pages_total);
+	row(table, "  pages", text);
+	snprintf(text, sizeof(text),
+		 "%" PRIu64 " prompt (%" PRIu64 " from the pool), %" PRIu64 " generated",
+		 m->prompt_tokens, m->cached_tokens, m->generated_tokens);
+	row(table, "  tokens", text);
+	snprintf(text, sizeof(text), "%" PRIu64 " of %.3g rows each, %.1f s in the worker",
+		 m->steps, m->steps ? (double)m->rows / (double)m->steps : 0.0, seconds);
+	row(table, "  steps", text);
+	snprintf(text, sizeof(text), "pid %" PRIu64 ", %u starts, %u deaths", m->worker_pid,
+		 m->worker_starts, m->worker_deaths);
+	row(table, "  worker", text);
+	kv_text(m, text, sizeof(text));
+	row(table, "  cache per token", text);
+}
+
+static int print_table(const struct dsc_stats_reply *st)
+{
+	static const char *const columns[] = {"WHAT", "VALUE", NULL};
+	struct libscols_table *table = table_new(columns);
+
+	if (!table)
+		return say(STATUS_FAILED, "out of memory");
+	scols_table_enable_noheadings(table, 1);
+	daemon_rows(table, st);
+	for (size_t i = 0; i < st->n_models; i++)
+		model_rows(table, st->models[i]);
+	scols_print_table(table);
+	scols_unref_table(table);
+	return STATUS_OK;
+}
+
+static int run(const struct global *global, void *data, char **args, size_t n_args)
+{
+	struct dsc_stream *stream = NULL;
+	const struct dsc_event *e;
+	struct session s;
+	int r, status = STATUS_OK;
+
+	(void)data;
+	if (n_args > 0)
+		return say(STATUS_USAGE, "stats: unexpected argument '%s'", args[0]);
+	r = session_open(&s, global);
+	if (r != 0)
+		return r;
+	r = dsc_stats(s.c, &stream);
+	if (r < 0)
+		status = session_status(&s);
+	while (r >= 0 && (r = session_next(&s, stream, &e)) > 0) {
+		if (e->type == DSC_EVENT_ERROR)
+			status = session_status(&s);
+		if (e->type == DSC_EVENT_STATS)
+			status = global->json ? print_json(e->stats) : print_table(e->stats);
+	}
+	if (s.interrupted)
+		status = STATUS_INTERRUPTED;
+	session_close(&s);
+	return status;
+}
+
+const struct verb verb_stats = {
+	.name = "stats",
+	.arguments = "",
+	.summary = "Show the counters of the daemon and its models",
+	.run = run,
+};

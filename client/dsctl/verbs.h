@@ -1,0 +1,14 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The verbs: one file each. */
+#include "args.h"
+
+#define N_OPTIONS(table) (sizeof(table) / sizeof((table)[0]))
+
+extern const struct verb verb_ping;
+extern const struct verb verb_generate;
+extern const struct verb verb_tokenize;
+extern const struct verb verb_detokenize;
+extern const struct verb verb_score;
+extern const struct verb verb_models;
+extern const struct verb verb_stats;

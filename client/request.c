@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* struct dsc_request to the frame it means. The caller's struct may be of an earlier or later version of
+ * the library: it is copied into one of ours first. Nothing of the frame outlives the call. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+/* What the first version had; anything shorter was not made by DSC_REQUEST_INIT. */
+#define REQUEST_BYTES_MIN sizeof(struct dsc_request)
+
+static int copy_request(struct dsc *c, struct dsc_request *ret, const struct dsc_request *request)
+{
+	const uint8_t *bytes = (const uint8_t *)request;
+
+	*ret = (struct dsc_request){};
+	if (request->size < REQUEST_BYTES_MIN)
+		return dsc_fail(c, -EINVAL, DSC_CODE_NONE,
+				"request.size: got %zu, want DSC_REQUEST_INIT's %zu", request->size,
+				sizeof(*ret));
+	for (size_t i = sizeof(*ret); i < request->size; i++)
+		if (bytes[i] != 0)
+			return dsc_fail(c, -E2BIG, DSC_CODE_NONE,
+					"the request holds something at byte %zu, this libdsclient "
+					"knows the first %zu",
+					i, sizeof(*ret));
+	memcpy(ret, request, sizeof(*ret));
+	return 0;
+}
+
+/* protobuf-c's structs want pointers without const, and only read them. */
+static ProtobufCBinaryData bytes_of(const void *data, size_t n)
+{
+	return (ProtobufCBinaryData){n, (uint8_t *)data};
+}
+
+/* ---------------------------------------------------------------- parts that need memory */
+
+struct parts {
+	Dsd__Chat chat;
+	Dsd__Message *messages;
+	Dsd__Message **message_list;
+	Dsd__Bias *bias;
+	Dsd__Bias **bias_list;
+	ProtobufCBinaryData *stop;
+	Dsd__Ids ids;
+	Dsd__Sampling sampling;
+};
+
+static void parts_done(struct parts *p)
+{
+	free(p->messages);
+	free(p->message_list);
+	free(p->bias);
+	free(p->bias_list);
+	free(p->stop);
+}
+
+static int fill_chat(struct parts *p, const struct dsc_request *q)
+{
+	p->chat = (Dsd__Chat)DSD__CHAT__INIT;
+	if (q->n_messages == 0)
+		return 0;
+	p->messages = calloc(q->n_messages, sizeof(*p->messages));
+	p->message_list = calloc(q->n_messages, sizeof(*p->message_list));
+	if (!p->messages || !p->message_list)
+		return -ENOMEM;
+	for (size_t i = 0; i < q->n_messages; i++) {
+		p->messages[i] = (Dsd__Message)DSD__MESSAGE__INIT;
+		p->messages[i].role = (Dsd__Role)q->messages[i].role;
+		p->messages[i].text = bytes_of(q->messages[i].text, q->messages[i].text_bytes);
+		p->message_list[i] = &p->messages[i];
+	}
+	p->chat.messages = p->message_list;
+	p->chat.n_messages = q->n_messages;
+	return 0;
+}
+
+static int fill_lists(struct parts *p, const struct dsc_request *q)
+{
+	if (q->n_logit_bias > 0) {
+		p->bias = calloc(q->n_logit_bias, sizeof(*p->bias));
+		p->bias_list = calloc(q->n_logit_bias, sizeof(*p->bias_list));
+		if (!p->bias || !p->bias_list)
+			return -ENOMEM;
+	}
+	for (size_t i = 0; i < q->n_logit_bias; i++) {
+		p->bias[i] = (Dsd__Bias)DSD__BIAS__INIT;
+		p->bias[i].id = q->logit_bias[i].id;
+		p->bias[i].bias = q->logit_bias[i].bias;
+		p->bias_list[i] = &p->bias[i];
+	}
+	p->sampling.logit_bias = p->bias_list;
+	p->sampling.n_logit_bias = q->n_logit_bias;
+
+	if (q->n_stop > 0) {
+		p->stop = calloc(q->n_stop, sizeof(*p->stop));
+		if (!p->stop)
+			return -ENOMEM;
+	}
+	for (size_t i = 0; i < q->n_stop; i++)
+		p->stop[i] = bytes_of(q->stop[i].text, q->stop[i].text_bytes);
+	p->sampling.stop = p->stop;
+	p->sampling.n_stop = q->n_stop;
+	return 0;
+}
+
+static int fill_sampling(struct parts *p, const struct dsc_request *q)
+{
+	Dsd__Sampling *s = &p->sampling;
+
+	*s = (Dsd__Sampling)DSD__SAMPLING__INIT;
+#define NUMBER(field, bit)                                                                         \
+	s->has_##field = (q->set & (bit)) != 0;                                                    \
+	s->field = q->field
+	NUMBER(max_tokens, DSC_SET_MAX_TOKENS);
+	NUMBER(min_tokens, DSC_SET_MIN_TOKENS);
+	NUMBER(temperature, DSC_SET_TEMPERATURE);
+	NUMBER(top_k, DSC_SET_TOP_K);
+	NUMBER(top_p, DSC_SET_TOP_P);
+	NUMBER(min_p, DSC_SET_MIN_P);
+	NUMBER(seed, DSC_SET_SEED);
+	NUMBER(repetition_penalty, DSC_SET_REPETITION_PENALTY);
+	NUMBER(presence_penalty, DSC_SET_PRESENCE_PENALTY);
+	NUMBER(frequency_penalty, DSC_SET_FREQUENCY_PENALTY);
+	NUMBER(n, DSC_SET_N);
+	NUMBER(logprobs, DSC_SET_LOGPROBS);
+#undef NUMBER
+	s->has_ignore_eos = s->ignore_eos = (q->set & DSC_SET_IGNORE_EOS) != 0;
+	s->has_echo = s->echo = (q->set & DSC_SET_ECHO) != 0;
+	return fill_lists(p, q);
+}
+
+/* ---------------------------------------------------------------- one function per request */
+
+static int wrong_prompt(struct dsc *c, const struct dsc_request *q, const char *want)
+{
+	return dsc_fail(c, -EINVAL, DSC_CODE_NONE, "request.prompt: got %u, want %s", q->prompt,
+			want);
+}
+
+static int send_generate(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p,
+			 const struct dsc_request *q)
+{
+	Dsd__Generate m = DSD__GENERATE__INIT;
+
+	switch (q->prompt) {
+	case DSC_PROMPT_TEXT:
+		m.prompt_case = DSD__GENERATE__PROMPT_TEXT;
+		m.text = bytes_of(q->text, q->text_bytes);
+		break;
+	case DSC_PROMPT_CHAT:
+		m.prompt_case = DSD__GENERATE__PROMPT_CHAT;
+		m.chat = &p->chat;
+		break;
+	case DSC_PROMPT_IDS:
+		m.prompt_case = DSD__GENERATE__PROMPT_IDS;
+		m.ids = &p->ids;
+		break;
+	default:
+		return wrong_prompt(c, q, "DSC_PROMPT_TEXT, _CHAT or _IDS");
+	}
+	m.model = (char *)q->model;
+	m.sampling = &p->sampling;
+	m.has_suffix = q->suffix != NULL;
+	m.suffix = bytes_of(q->suffix, q->suffix_bytes);
+	m.has_priority = (q->set & DSC_SET_PRIORITY) != 0;
+	m.priority = (Dsd__Priority)q->priority;
+	m.has_deadline_ms = (q->set & DSC_SET_DEADLINE_MS) != 0;
+	m.deadline_ms = q->deadline_ms;
+	m.has_parse_special = m.parse_special = (q->set & DSC_SET_PARSE_SPECIAL) != 0;
+	m.has_reuse_generated = m.reuse_generated = (q->set & DSC_SET_REUSE_GENERATED) != 0;
+	frame->msg_case = DSD__CLIENT_FRAME__MSG_GENERATE;
+	frame->generate = &m;
+	return dsc_send(c, frame);
+}
+
+static int send_score(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p,
+		      const struct dsc_request *q)
+{
+	Dsd__Score m = DSD__SCORE__INIT;
+
+	switch (q->prompt) {
+	case DSC_PROMPT_TEXT:
+		m.prompt_case = DSD__SCORE__PROMPT_TEXT;
+		m.text = bytes_of(q->text, q->text_bytes);
+		break;
+	case DSC_PROMPT_IDS:
+		m.prompt_case = DSD__SCORE__PROMPT_IDS;
+		m.ids = &p->ids;
+		break;
+	default:
+		return wrong_prompt(c, q, "DSC_PROMPT_TEXT or _IDS");
+	}
+	m.model = (char *)q->model;
+	m.has_logprobs = (q->set & DSC_SET_LOGPROBS) != 0;
+	m.logprobs = q->logprobs;
+	m.has_parse_special = m.parse_special = (q->set & DSC_SET_PARSE_SPECIAL) != 0;
+	frame->msg_case = DSD__CLIENT_FRAME__MSG_SCORE;
+	frame->score = &m;
+	return dsc_send(c, frame);
+}
+
+static int send_tokenize(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p,
+			 const struct dsc_request *q)
+{
+	Dsd__Tokenize m = DSD__TOKENIZE__INIT;
+
+	switch (q->prompt) {
+	case DSC_PROMPT_TEXT:
+		m.input_case = DSD__TOKENIZE__INPUT_TEXT;
+		m.text = bytes_of(q->text, q->text_bytes);
+		break;
+	case DSC_PROMPT_CHAT:
+		m.input_case = DSD__TOKENIZE__INPUT_CHAT;
+		m.chat = &p->chat;
+		break;
+	default:
+		return wrong_prompt(c, q, "DSC_PROMPT_TEXT or _CHAT");
+	}
+	m.model = (char *)q->model;
+	m.has_parse_special = m.parse_special = (q->set & DSC_SET_PARSE_SPECIAL) != 0;
+	m.has_add_bos = m.add_bos = (q->set & DSC_SET_ADD_BOS) != 0;
+	frame->msg_case = DSD__CLIENT_FRAME__MSG_TOKENIZE;
+	frame->tokenize = &m;
+	return dsc_send(c, frame);
+}
+
+static int send_detokenize(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p,
+			   const struct dsc_request *q)
+{
+	Dsd__Detokenize m = DSD__DETOKENIZE__INIT;
+
+	if (q->prompt != DSC_PROMPT_IDS)
+		return wrong_prompt(c, q, "DSC_PROMPT_IDS");
+	m.ids = &p->ids;
+	m.model = (char *)q->model;
+	m.has_skip_special = m.skip_special = (q->set & DSC_SET_SKIP_SPECIAL) != 0;
+	frame->msg_case = DSD__CLIENT_FRAME__MSG_DETOKENIZE;
+	frame->detokenize = &m;
+	return dsc_send(c, frame);
+}
+
+static int send_kind(struct dsc *c, Dsd__ClientFrame *frame, enum stream_kind kind, struct parts *p,
+		     const struct dsc_request *q)
+{
+	Dsd__ModelsRequest models = DSD__MODELS_REQUEST__INIT;
+	Dsd__StatsRequest stats = DSD__STATS_REQUEST__INIT;
+
+	switch (kind) {
+	case STREAM_GENERATE:
+		return send_generate(c, frame, p, q);
+	case STREAM_SCORE:
+		return send_score(c, frame, p, q);
+	case STREAM_TOKENIZE:
+		return send_tokenize(c, frame, p, q);
+	case STREAM_DETOKENIZE:
+		return send_detokenize(c, frame, p, q);
+	case STREAM_MODELS:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_MODELS;
+		frame->models = &models;
+		return dsc_send(c, frame);
+	case STREAM_STATS:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_STATS;
+		frame->stats = &stats;
+		return dsc_send(c, frame);
+	}
+	return -EINVAL;
+}
+
+int request_send(struct dsc *c, uint64_t id, enum stream_kind kind,
+		 const struct dsc_request *request)
+{
+	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
+	struct dsc_request q = {};
+	struct parts p = {};
+	int r = 0;
+
+	if (request)
+		r = copy_request(c, &q, request);
+	if (r < 0)
+		return r;
+	p.ids = (Dsd__Ids)DSD__IDS__INIT;
+	p.ids.ids = (uint32_t *)q.ids;
+	p.ids.n_ids = q.n_ids;
+	r = fill_chat(&p, &q);
+	if (r == 0)
+		r = fill_sampling(&p, &q);
+	if (r < 0) {
+		parts_done(&p);
+		return dsc_fail(c, r, DSC_CODE_NONE, "out of memory for a request");
+	}
+	frame.id = id;
+	r = send_kind(c, &frame, kind, &p, &q);
+	parts_done(&p);
+	return r;
+}

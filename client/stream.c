@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Streams: a queue of events each, filled by the connection, emptied by the caller. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+static int start(struct dsc *c, enum stream_kind kind, const struct dsc_request *request,
+		 struct dsc_stream **ret)
+{
+	struct dsc_stream *s;
+	int r;
+
+	if (c->fd < 0)
+		return c->failed;
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return dsc_fail(c, -ENOMEM, DSC_CODE_NONE, "out of memory for a request");
+	s->c = c;
+	s->kind = kind;
+	s->last = &s->first;
+	s->id = c->next_id;
+	r = request_send(c, s->id, kind, request);
+	if (r < 0) {
+		free(s);
+		return r;
+	}
+	c->next_id++;
+	s->next = c->streams;
+	c->streams = s;
+	*ret = s;
+	return 0;
+}
+
+int dsc_generate(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
+{
+	return start(c, STREAM_GENERATE, request, ret);
+}
+
+int dsc_score(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
+{
+	return start(c, STREAM_SCORE, request, ret);
+}
+
+int dsc_tokenize(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
+{
+	return start(c, STREAM_TOKENIZE, request, ret);
+}
+
+int dsc_detokenize(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
+{
+	return start(c, STREAM_DETOKENIZE, request, ret);
+}
+
+int dsc_models(struct dsc *c, struct dsc_stream **ret)
+{
+	return start(c, STREAM_MODELS, NULL, ret);
+}
+
+int dsc_stats(struct dsc *c, struct dsc_stream **ret)
+{
+	return start(c, STREAM_STATS, NULL, ret);
+}
+
+int dsc_next(struct dsc_stream *s, const struct dsc_event **ret)
+{
+	struct event_node *node = s->first;
+
+	if (!node)
+		return s->ended ? 0 : -EAGAIN;
+	s->first = node->next;
+	if (!s->first)
+		s->last = &s->first;
+	s->c->queued -= node->bytes;
+	free(s->taken);
+	s->taken = node;
+	if (node->event.type == DSC_EVENT_ERROR)
+		dsc_fail(s->c, 0, node->event.code, "%s", node->event.message);
+	*ret = &node->event;
+	return 1;
+}
+
+int dsc_wait(struct dsc_stream *s, const struct dsc_event **ret, int timeout_ms)
+{
+	int64_t deadline = dsc_now_ms() + timeout_ms;
+	int r;
+
+	for (;;) {
+		r = dsc_next(s, ret);
+		if (r != -EAGAIN)
+			return r;
+		if (s->c->queued >= DSC_QUEUE_MAX)
+			return dsc_fail(
+				s->c, -ENOBUFS, DSC_CODE_NONE,
+				"%zu bytes of other streams' events wait to be taken, want less than %u",
+				s->c->queued, DSC_QUEUE_MAX);
+		r = dsc_sleep(s->c, dsc_left_ms(deadline, timeout_ms));
+		if (r < 0)
+			return r;
+		dsc_process(s->c); /* if the connection ended, the stream has its event */
+	}
+}
+
+int dsc_cancel(struct dsc_stream *s)
+{
+	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
+	Dsd__Cancel cancel = DSD__CANCEL__INIT;
+
+	if (s->ended)
+		return 0;
+	cancel.target = s->id;
+	frame.id = s->c->next_id;
+	frame.msg_case = DSD__CLIENT_FRAME__MSG_CANCEL;
+	frame.cancel = &cancel;
+	s->c->next_id++;
+	return dsc_send(s->c, &frame);
+}
+
+static void node_free(struct dsc_stream *s, struct event_node *node)
+{
+	s->c->queued -= node->bytes;
+	free(node);
+}
+
+void dsc_stream_free(struct dsc_stream *s)
+{
+	if (!s)
+		return;
+	if (!s->ended && s->c->fd >= 0)
+		dsc_cancel(s);
+	for (struct dsc_stream **p = &s->c->streams; *p; p = &(*p)->next) {
+		if (*p != s)
+			continue;
+		*p = s->next;
+		break;
+	}
+	while (s->first) {
+		struct event_node *node = s->first;
+
+		s->first = node->next;
+		node_free(s, node);
+	}
+	free(s->taken);
+	free(s);
+}

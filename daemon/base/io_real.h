@@ -1,0 +1,24 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the real backends share: clock, chance, memory, processes (io_real.c), and the threads that
+ * run offloaded work (io_work.c). */
+#include "base/io.h"
+
+uint64_t io_real_now_usec(struct io *io);
+void io_real_random(struct io *io, void *ret, size_t n);
+int io_real_memfd(struct io *io, const char *name, uint64_t n_bytes, unsigned seals);
+void *io_real_map(struct io *io, int fd, uint64_t n_bytes, bool writable);
+void io_real_unmap(struct io *io, void *p, uint64_t n_bytes);
+void *io_real_alloc(struct io *io, size_t n);
+int io_real_spawn(struct io *io, const struct io_spawn *what, pid_t *ret_pid);
+int io_real_reap(struct io *io, int pidfd, int *ret_status);
+void io_real_kill(struct io *io, int pidfd, int signal);
+
+/* A few threads, a queue in and a list out; the eventfd becomes readable when something is done. */
+struct io_workers;
+int io_workers_new(struct io_workers **ret, unsigned n_threads);
+struct io_workers *io_workers_free(struct io_workers *w); /* waits for what is running */
+int io_workers_fd(const struct io_workers *w);
+int io_workers_add(struct io_workers *w, io_work_fn fn, void *arg, uint64_t tag);
+/** io_workers_done() - takes one finished tag. Return: false where there is none. */
+bool io_workers_done(struct io_workers *w, uint64_t *ret_tag);

@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Frames on a stream. Lengths are checked before anything is allocated for them; a violation is
+ * answered with one Error frame and costs the connection, never more. A connection is freed when its
+ * last operation is back, so no event ever finds half of one. */
+#include "broker/conn.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "broker/request.h"
+#include "broker/rpc.h"
+#include "broker/server.h"
+#include "quota/quota.h"
+
+static void conn_free(struct conn *c)
+{
+	assert(!c->requests && !c->receiving && !c->send_busy);
+	quota_uncharge(c->server->quota, c->uid, QUOTA_CONNECTIONS, 1);
+	table_remove(&c->server->conns, c->index);
+	fd_close(c->fd);
+	free(c->body);
+	free(c->sending);
+	free(c->queued);
+	free(c);
+}
+
+static void conn_maybe_free(struct conn *c)
+{
+	if (c->dead && !c->doomed && !c->receiving && !c->send_busy)
+		conn_free(c);
+}
+
+/* Inside a handler: somebody up the stack may hold a request of ours, so the end waits for the loop. */
+static void conn_doom(struct conn *c)
+{
+	if (c->doomed)
+		return;
+	c->doomed = true;
+	c->next_doomed = c->server->doomed;
+	c->server->doomed = c;
+}
+
+void conn_reap(struct server *s)
+{
+	struct conn *c;
+
+	while ((c = s->doomed)) {
+		s->doomed = c->next_doomed;
+		c->doomed = false;
+		if (c->dead)
+			conn_maybe_free(c);
+		else
+			conn_kill(c);
+	}
+}
+
+void conn_kill(struct conn *c)
+{
+	if (c->dead)
+		return;
+	c->dead = c->closing = true;
+	while (c->requests)
+		request_cancel(c->requests);
+	shutdown(c->fd, SHUT_RDWR);
+	if (c->receiving || c->send_busy)
+		io_cancel(c->server->io, c->fd);
+	conn_maybe_free(c);
+}
+
+static void conn_set_deadline(struct conn *c, uint64_t usec)
+{
+	c->deadline_usec = io_now_usec(c->server->io) + usec;
+	server_wake_at(c->server, c->deadline_usec);
+}
+
+static void refuse(int fd, Dsd__Code code, const char *text)
+{
+	Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
+	Dsd__Error error = DSD__ERROR__INIT;
+	_cleanup_(freep) uint8_t *data = NULL;
+	size_t n;
+
+	error.code = code;
+	error.message = (char *)text;
+	frame.msg_case = DSD__SERVER_FRAME__MSG_ERROR;
+	frame.error = &error;
+	/* A fresh socket's buffer is empty: this does not block. */
+	if (wire_pack_frame(&frame.base, &data, &n) == 0 &&
+	    send(fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+		log_debug("refusing a connection: %m");
+	close(fd);
+}
+
+void conn_accept(struct server *s, int fd)
+{
+	struct ucred cred;
+	socklen_t n = sizeof(cred);
+	struct error err = {};
+	struct conn *c;
+	int i;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0) {
+		refuse(fd, DSD__CODE__CODE_PERMISSION_DENIED, "the kernel does not say who you are");
+		return;
+	}
+	if (s->stopping || s->conns.n_used >= s->cfg.conn_max) {
+		refuse(fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon takes no more connections");
+		return;
+	}
+	if (quota_charge(s->quota, cred.uid, QUOTA_CONNECTIONS, 1, &err) < 0) {
+		refuse(fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED, error_text(&err, -EDQUOT));
+		return;
+	}
+	c = io_alloc(s->io, sizeof(*c));
+	i = c ? table_add(&s->conns, c, &c->generation) : -ENOMEM;
+	if (i < 0) {
+		quota_uncharge(s->quota, cred.uid, QUOTA_CONNECTIONS, 1);
+		free(c);
+		refuse(fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory");
+		return;
+	}
+	c->server = s;
+	c->index = (uint32_t)i;
+	c->fd = fd;
+	c->uid = cred.uid;
+	c->pid = cred.pid;
+	conn_set_deadline(c, CONN_HELLO_USEC);
+	s->count.connections++;
+	if (io_recv(s->io, fd, tag_make(TAG_CONN_RECV, c->index, c->generation)) < 0) {
+		conn_kill(c);
+		return;
+	}
+	c->receiving = true;
+}
+
+/* ---- output ---- */
+
+static void conn_flush(struct conn *c)
+{
+	if (c->send_busy || c->dead || c->doomed)
+		return;
+	if (c->sending_at == c->sending_bytes) {
+		uint8_t *done = c->sending;
+
+		if (c->queued_bytes == 0) {
+			if (c->closing)
+				conn_doom(c);
+			return;
+		}
+		free(done);
+		c->sending = c->queued;
+		c->sending_bytes = c->queued_bytes;
+		c->sending_at = 0;
+		c->queued = NULL;
+		c->queued_bytes = c->queued_alloc = 0;
+	}
+	if (io_send(c->server->io, c->fd, c->sending + c->sending_at, c->sending_bytes - c->sending_at,
+		    tag_make(TAG_CONN_SEND, c->index, c->generation)) < 0) {
+		conn_doom(c);
+		return;
+	}
+	c->send_busy = true;
+}
+
+static size_t conn_backlog(const struct conn *c)
+{
+	return c->queued_bytes + c->sending_bytes - c->sending_at;
+}
+
+void conn_on_send(struct conn *c, const struct io_event *ev)
+{
+	c->send_busy = false;
+	if (c->dead) {
+		conn_maybe_free(c);
+		return;
+	}
+	if (ev->res <= 0) {
+		if (ev->res != -EPIPE && ev->res != -ECONNRESET && ev->res != 0)
+			log_debug("sending to pid %d: %s", c->pid, strerror(-ev->res));
+		conn_kill(c);
+		return;
+	}
+	c->server->count.bytes_out += (uint64_t)ev->res;
+	c->sending_at += (size_t)ev->res;
+	if (c->congested && conn_backlog(c) < CONN_QUEUE_SOFT / 4) {
+		c->congested = false;
+		request_pause_all(c, false);
+	}
+	conn_flush(c);
+}
+
+void conn_send(struct conn *c, const Dsd__ServerFrame *frame)
+{
+	_cleanup_(freep) uint8_t *data = NULL;
+	size_t n;
+	int r;
+
+	if (c->dead || c->doomed)
+		return;
+	r = wire_pack_frame(&frame->base, &data, &n);
+	if (r < 0) {
+		log_warning("packing a frame of kind %d: %s", (int)frame->msg_case, strerror(-r));
+		conn_doom(c);
+		return;
+	}
+	if (conn_backlog(c) + n > CONN_QUEUE_HARD) {
+		log_notice("pid %d reads nothing: %zu bytes wait for it", c->pid, conn_backlog(c));
+		conn_doom(c);
+		return;
+	}
+	if (c->queued_bytes + n > c->queued_alloc) {
+		size_t want = MAX(c->queued_bytes + n, 2 * c->queued_alloc);
+		uint8_t *p = realloc(c->queued, want);
+
+		if (!p) {
+			conn_doom(c);
+			return;
+		}
+		c->queued = p;
+		c->queued_alloc = want;
+	}
+	memcpy(c->queued + c->queued_bytes, data, n);
+	c->queued_bytes += n;
+	if (!c->congested && conn_backlog(c) > CONN_QUEUE_SOFT) {
+		c->congested = true;
+		request_pause_all(c, true);
+	}
+	conn_flush(c);
+}
+
+void conn_send_error(struct conn *c, uint64_t id, Dsd__Code code, const char *text,
+		     uint32_t retry_after_ms)
+{
+	Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
+	Dsd__Error error = DSD__ERROR__INIT;
+
+	error.code = code;
+	error.message = (char *)text;
+	error.has_retry_after_ms = retry_after_ms > 0;
+	error.retry_after_ms = retry_after_ms;
+	frame.id = id;
+	frame.msg_case = DSD__SERVER_FRAME__MSG_ERROR;
+	frame.error = &error;
+	conn_send(c, &frame);
+}
+
+void conn_fail(struct conn *c, Dsd__Code code, const char *text)
+{
+	if (c->closing)
+		return;
+	c->server->count.protocol_errors++;
+	log_info("connection of pid %d, uid %u ends: %s", c->pid, c->uid, text);
+	while (c->requests)
+		request_cancel(c->requests);
+	conn_set_deadline(c, CONN_FRAME_USEC); /* to read the reason */
+	c->closing = true;
+	conn_send_error(c, 0, code, text, 0);
+}
+
+/* ---- input ---- */
+
+static void take_frame(struct conn *c, const uint8_t *data, uint32_t n)
+{
+	struct wire_arena arena = WIRE_ARENA_NULL;
+	char text[WIRE_TEXT_MAX];
+	Dsd__ClientFrame *frame;
+
+	if (wire_arena_init(&arena, n) < 0) {
+		conn_fail(c, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory");
+		return;
+	}
+	frame = wire_unpack_client(data, n, &arena);
+	if (!frame) {
+		wire_unpack_text(&arena, n, text);
+		conn_fail(c, DSD__CODE__CODE_MALFORMED, text);
+	} else if (wire_check(&frame->base, text) < 0) {
+		conn_send_error(c, frame->id, DSD__CODE__CODE_INVALID_ARGUMENT, text, 0);
+	} else {
+		rpc_dispatch(c, frame);
+	}
+	wire_arena_done(&arena);
+}
+
+/* Takes from @data what the current header or body still lacks. Return: bytes taken. */
+static size_t take_bytes(struct conn *c, const uint8_t *data, size_t n)
+{
+	uint32_t want;
+	char text[128];
+	size_t k;
+
+	if (c->n_header < WIRE_HEADER_BYTES) {
+		k = MIN(n, (size_t)(WIRE_HEADER_BYTES - c->n_header));
+		memcpy(c->header + c->n_header, data, k);
+		c->n_header += (uint32_t)k;
+		if (c->n_header < WIRE_HEADER_BYTES)
+			return k;
+		want = wire_frame_length(c->header);
+		if (want == 0 || want > WIRE_FRAME_MAX) {
+			snprintf(text, sizeof(text), "a frame of %u bytes: want 1 to %u", want,
+				 WIRE_FRAME_MAX);
+			conn_fail(c,
+				  want ? DSD__CODE__CODE_FRAME_TOO_LARGE : DSD__CODE__CODE_MALFORMED,
+				  text);
+			return k;
+		}
+		c->body_bytes = want;
+		c->n_body = 0;
+		return k;
+	}
+	if (c->n_body == 0 && n >= c->body_bytes) { /* whole: no copy */
+		k = c->body_bytes;
+		c->n_header = 0;
+		take_frame(c, data, c->body_bytes);
+		return k;
+	}
+	if (!c->body) {
+		c->body = io_alloc(c->server->io, c->body_bytes);
+		if (!c->body) {
+			conn_fail(c, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory");
+			return n;
+		}
+	}
+	k = MIN(n, (size_t)(c->body_bytes - c->n_body));
+	memcpy(c->body + c->n_body, data, k);
+	c->n_body += (uint32_t)k;
+	if (c->n_body == c->body_bytes) {
+		_cleanup_(freep) uint8_t *body = TAKE_PTR(c->body);
+
+		c->n_header = 0;
+		take_frame(c, body, c->body_bytes);
+	}
+	return k;
+}
+
+void conn_on_recv(struct conn *c, const struct io_event *ev)
+{
+	size_t at = 0;
+
+	if (ev->fd >= 0)
+		close(ev->fd); /* no message of this protocol takes one yet */
+	if (ev->last)
+		c->receiving = false;
+	if (c->dead) {
+		conn_maybe_free(c);
+		return;
+	}
+	if (ev->res <= 0) {
+		/* The peer is gone, or will write no more: its streams end either way. */
+		conn_kill(c);
+		return;
+	}
+	c->server->count.bytes_in += (uint64_t)ev->res;
+	if ((ev->fd >= 0 || ev->truncated) && !c->closing) {
+		conn_fail(c, DSD__CODE__CODE_MALFORMED, "a descriptor came with a frame that takes none");
+		return;
+	}
+	while (at < (size_t)ev->res && !c->closing && !c->doomed)
+		at += take_bytes(c, ev->data + at, (size_t)ev->res - at);
+	if (c->closing)
+		return;
+	/* A deadline runs from the first byte of a frame, and from accept to Hello. */
+	if (c->n_header == 0)
+		c->deadline_usec = c->hello ? 0 : c->deadline_usec;
+	else if (c->deadline_usec == 0)
+		conn_set_deadline(c, CONN_FRAME_USEC);
+}
+
+uint64_t conn_on_tick(struct conn *c, uint64_t now)
+{
+	if (c->deadline_usec == 0 || c->dead || c->doomed)
+		return UINT64_MAX;
+	if (now < c->deadline_usec)
+		return c->deadline_usec;
+	if (c->closing) {
+		conn_kill(c);
+		return UINT64_MAX;
+	}
+	conn_fail(c, DSD__CODE__CODE_DEADLINE_EXCEEDED,
+		  c->hello ? "a frame was begun and not finished within 5 seconds" :
+			     "no Hello within 2 seconds");
+	return c->dead ? UINT64_MAX : c->deadline_usec;
+}

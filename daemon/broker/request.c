@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/request.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/io.h"
+#include "broker/conn.h"
+#include "broker/model.h"
+#include "broker/rpc.h"
+#include "broker/server.h"
+#include "quota/quota.h"
+#include "text/template.h"
+#include "text/vocab.h"
+
+struct request *request_new(struct conn *c, uint64_t id, const char *model_name,
+			    void (*ready)(struct request *r))
+{
+	struct server *s = c->server;
+	struct model *m = server_find_model(s, model_name);
+	struct error err = {};
+	struct request *r;
+	char text[384];
+	int i;
+
+	if (!m) {
+		snprintf(text, sizeof(text), "no model \"%.255s\": dsctl models lists them",
+			 model_name ?: "");
+		conn_send_error(c, id,
+				s->n_models ? DSD__CODE__CODE_NOT_FOUND : DSD__CODE__CODE_MODEL_INVALID,
+				s->n_models ? text : "the daemon has no model", 0);
+		s->count.failed++;
+		return NULL;
+	}
+	if (model_state(m) == DSD__STATE__STATE_DEGRADED) {
+		conn_send_error(c, id, DSD__CODE__CODE_MODEL_INVALID, model_reason(m), 0);
+		s->count.failed++;
+		return NULL;
+	}
+	if (quota_charge(s->quota, c->uid, QUOTA_REQUESTS, 1, &err) < 0) {
+		conn_send_error(c, id, DSD__CODE__CODE_RESOURCE_EXHAUSTED, err.text, 1000);
+		s->count.failed++;
+		return NULL;
+	}
+	r = io_alloc(s->io, sizeof(*r));
+	i = r ? table_add(&s->requests, r, &r->generation) : -ENOMEM;
+	if (i < 0) {
+		quota_uncharge(s->quota, c->uid, QUOTA_REQUESTS, 1);
+		free(r);
+		conn_send_error(c, id, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory",
+				1000);
+		s->count.failed++;
+		return NULL;
+	}
+	r->conn = c;
+	r->id = id;
+	r->number = ++s->n_requests;
+	r->index = (uint32_t)i;
+	r->server = s;
+	r->model = m;
+	r->ready = ready;
+	r->arrived_usec = io_now_usec(s->io);
+	r->next = c->requests;
+	if (r->next)
+		r->next->prev = r;
+	c->requests = r;
+	c->n_requests++;
+	return r;
+}
+
+/* The user's words do not stay in freed memory. */
+static void input_done(struct request_input *in)
+{
+	if (in->text)
+		explicit_bzero(in->text, in->n_text);
+	free(in->text);
+	free(in->messages);
+	ids_done(&in->ids);
+}
+
+static void request_free(struct request *r)
+{
+	table_remove(&r->server->requests, r->index);
+	if (r->release)
+		r->release(r);
+	for (uint32_t i = 0; i < r->n_choices; i++)
+		stop_free(r->choices[i].stop);
+	input_done(&r->input);
+	free(r->stop_text);
+	ids_done(&r->resume_ids);
+	vocab_unref(r->vocab);
+	free(r);
+}
+
+/* Off the connection and its sequences; memory goes when no thread works on it. */
+static void request_detach(struct request *r)
+{
+	struct conn *c = r->conn;
+
+	assert(c);
+	*(r->prev ? &r->prev->next : &c->requests) = r->next;
+	if (r->next)
+		r->next->prev = r->prev;
+	c->n_requests--;
+	quota_uncharge(r->server->quota, c->uid, QUOTA_REQUESTS, 1);
+	r->conn = NULL;
+	if (r->parked)
+		model_unpark(r->model, r);
+	for (uint32_t i = 0; i < r->n_choices; i++)
+		if (r->choices[i].seq) {
+			seq_cancel(r->choices[i].seq);
+			r->choices[i].seq = NULL;
+		}
+	if (!r->encoding)
+		request_free(r);
+}
+
+void request_end(struct request *r)
+{
+	request_detach(r);
+}
+
+void request_cancel(struct request *r)
+{
+	struct model *m = r->model;
+
+	r->server->count.cancelled++;
+	request_detach(r);
+	model_kick(m); /* pages may be free for others now */
+}
+
+void request_fail(struct request *r, Dsd__Code code, const char *text, uint32_t retry_after_ms)
+{
+	struct conn *c = r->conn;
+	uint64_t id = r->id;
+
+	r->server->count.failed++;
+	request_detach(r);
+	conn_send_error(c, id, code, text, retry_after_ms);
+}
+
+int request_set_text(struct request *r, const ProtobufCBinaryData *text, bool parse_special)
+{
+	r->input.text = malloc(text->len + 1);
+	if (!r->input.text)
+		return -ENOMEM;
+	memcpy(r->input.text, text->data, text->len);
+	r->input.n_text = text->len;
+	r->input.encode_flags = parse_special ? ENCODE_PARSE_SPECIAL : 0;
+	return 0;
+}
+
+int request_set_chat(struct request *r, const Dsd__Chat *chat)
+{
+	static const uint8_t roles[] = {
+		[DSD__ROLE__ROLE_SYSTEM] = MESSAGE_SYSTEM,
+		[DSD__ROLE__ROLE_USER] = MESSAGE_USER,
+		[DSD__ROLE__ROLE_ASSISTANT] = MESSAGE_ASSISTANT,
+	};
+	struct request_input *in = &r->input;
+	size_t n = 0;
+
+	for (size_t i = 0; i < chat->n_messages; i++)
+		n += chat->messages[i]->text.len;
+	in->text = malloc(n + 1);
+	in->messages = calloc(chat->n_messages + 1, sizeof(*in->messages));
+	if (!in->text || !in->messages)
+		return -ENOMEM;
+	for (size_t i = 0; i < chat->n_messages; i++) {
+		const Dsd__Message *m = chat->messages[i];
+
+		in->messages[i].role = roles[m->role];
+		in->messages[i].n = (uint32_t)m->text.len;
+		memcpy(in->text + in->n_text, m->text.data, m->text.len);
+		in->n_text += m->text.len;
+	}
+	in->n_messages = (uint32_t)chat->n_messages;
+	in->is_chat = true;
+	return 0;
+}
+
+int request_set_ids(struct request *r, const Dsd__Ids *ids)
+{
+	r->input.is_ids = true;
+	return ids_append(&r->input.ids, ids->ids, ids->n_ids);
+}
+
+static int encode_chat(const struct vocab *v, struct request_input *in, struct error *err)
+{
+	_cleanup_(freep) struct message *messages = calloc(in->n_messages + 1u, sizeof(*messages));
+	const char *text = (const char *)in->text;
+
+	if (!messages)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < in->n_messages; i++) {
+		messages[i] = (struct message){ in->messages[i].role, text, in->messages[i].n };
+		text += in->messages[i].n;
+	}
+	return template_render(v, NULL, messages, in->n_messages, TEMPLATE_GENERATION_PROMPT, &in->ids,
+			       err);
+}
+
+/* Any thread; the request stays where it is until request_on_encoded(). */
+static void encode(void *arg)
+{
+	struct request *r = arg;
+	struct request_input *in = &r->input;
+	const struct image_header *h = vocab_image(r->vocab)->h;
+
+	if (in->is_ids) {
+		r->encode_result = 0;
+	} else if (in->is_chat) {
+		r->encode_result = encode_chat(r->vocab, in, &r->encode_error);
+	} else {
+		r->encode_result = 0;
+		if (in->force_bos && !(in->encode_flags & ENCODE_BOS) && h->bos != IMAGE_NONE)
+			r->encode_result = ids_push(&in->ids, h->bos);
+		if (r->encode_result == 0)
+			r->encode_result = encode_text(r->vocab, NULL, in->text, in->n_text,
+						       in->encode_flags, &in->ids, &r->encode_error);
+	}
+}
+
+static Dsd__Code code_of(int r)
+{
+	switch (r) {
+	case -ENOMEM:
+		return DSD__CODE__CODE_RESOURCE_EXHAUSTED;
+	case -EOPNOTSUPP:
+		return DSD__CODE__CODE_FAILED_PRECONDITION;
+	default:
+		return DSD__CODE__CODE_INVALID_ARGUMENT;
+	}
+}
+
+static void encoded(struct request *r)
+{
+	if (r->encode_result < 0)
+		request_fail(r, code_of(r->encode_result), error_text(&r->encode_error, r->encode_result),
+			     0);
+	else if (model_state(r->model) != DSD__STATE__STATE_READY)
+		/* It went away in between; what it answers to others holds here too. */
+		request_fail(r, DSD__CODE__CODE_RETRYABLE, "the model went away meanwhile", 1000);
+	else
+		r->ready(r);
+}
+
+void request_on_encoded(struct request *r)
+{
+	r->encoding = false;
+	if (!r->conn)
+		request_free(r);
+	else
+		encoded(r);
+}
+
+void request_unpark(struct request *r)
+{
+	r->parked = false;
+	if (model_state(r->model) == DSD__STATE__STATE_DEGRADED)
+		request_fail(r, DSD__CODE__CODE_MODEL_INVALID, model_reason(r->model), 0);
+	else
+		request_start(r);
+}
+
+void request_start(struct request *r)
+{
+	struct io *io = r->server->io;
+
+	if (model_state(r->model) == DSD__STATE__STATE_LOADING) {
+		r->parked = true;
+		model_park(r->model, r);
+		return;
+	}
+	r->vocab = vocab_ref(model_vocab(r->model));
+	if (!r->input.is_ids && r->input.n_text > REQUEST_INLINE_TEXT) {
+		r->encoding = true;
+		if (io_work(io, encode, r, tag_make(TAG_REQUEST, r->index, r->generation)) == 0)
+			return;
+		r->encoding = false;
+	}
+	encode(r);
+	encoded(r);
+}
+
+struct request *request_find(const struct conn *c, uint64_t id)
+{
+	for (struct request *r = c->requests; r; r = r->next)
+		if (r->id == id)
+			return r;
+	return NULL;
+}
+
+void request_pause_all(struct conn *c, bool paused)
+{
+	for (struct request *r = c->requests; r; r = r->next)
+		for (uint32_t i = 0; i < r->n_choices; i++)
+			if (r->choices[i].seq)
+				seq_pause(r->choices[i].seq, paused);
+	if (paused)
+		return;
+	for (struct request *r = c->requests; r; r = r->next)
+		model_kick(r->model);
+}
+
+void rpc_cancel(struct conn *c, const Dsd__ClientFrame *frame)
+{
+	struct request *r = request_find(c, frame->cancel->target);
+	struct model *m;
+	uint64_t id;
+
+	if (!r)
+		return; /* it ended meanwhile: its own last frame says so */
+	m = r->model;
+	id = r->id;
+	c->server->count.cancelled++;
+	request_detach(r);
+	conn_send_error(c, id, DSD__CODE__CODE_CANCELLED, "cancelled by the client", 0);
+	model_kick(m);
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/rpc.h"
+
+#include <stdio.h>
+
+#include "base/cleanup.h"
+#include "broker/conn.h"
+#include "broker/request.h"
+#include "broker/server.h"
+
+enum when { BEFORE_HELLO, AFTER_HELLO };
+
+static const struct rpc_method {
+	rpc_handler handle;
+	enum when when;
+	bool is_request; /* takes an id until it ends */
+} rpc_methods[] = {
+	[DSD__CLIENT_FRAME__MSG_HELLO] = { rpc_hello, BEFORE_HELLO },
+	[DSD__CLIENT_FRAME__MSG_GENERATE] = { rpc_generate, AFTER_HELLO, true },
+	[DSD__CLIENT_FRAME__MSG_SCORE] = { rpc_score, AFTER_HELLO, true },
+	[DSD__CLIENT_FRAME__MSG_TOKENIZE] = { rpc_tokenize, AFTER_HELLO, true },
+	[DSD__CLIENT_FRAME__MSG_DETOKENIZE] = { rpc_detokenize, AFTER_HELLO, true },
+	[DSD__CLIENT_FRAME__MSG_CANCEL] = { rpc_cancel, AFTER_HELLO },
+	[DSD__CLIENT_FRAME__MSG_MODELS] = { rpc_models, AFTER_HELLO },
+	[DSD__CLIENT_FRAME__MSG_STATS] = { rpc_stats, AFTER_HELLO },
+};
+
+void rpc_dispatch(struct conn *c, const Dsd__ClientFrame *frame)
+{
+	const struct rpc_method *m = NULL;
+	char text[96];
+
+	if ((size_t)frame->msg_case < N_ELEMENTS(rpc_methods))
+		m = &rpc_methods[frame->msg_case];
+	if (!m || !m->handle) {
+		conn_send_error(c, frame->id, DSD__CODE__CODE_UNIMPLEMENTED,
+				"the frame holds no message that this daemon knows", 0);
+		return;
+	}
+	if (m->when == BEFORE_HELLO && c->hello) {
+		conn_fail(c, DSD__CODE__CODE_FAILED_PRECONDITION, "Hello was said already");
+		return;
+	}
+	if (m->when == AFTER_HELLO && !c->hello) {
+		conn_fail(c, DSD__CODE__CODE_FAILED_PRECONDITION, "the first frame must be Hello");
+		return;
+	}
+	if (m->is_request) {
+		c->server->count.requests++;
+		if (request_find(c, frame->id)) {
+			snprintf(text, sizeof(text), "request %llu is still running: want another id",
+				 (unsigned long long)frame->id);
+			conn_fail(c, DSD__CODE__CODE_INVALID_ARGUMENT, text);
+			return;
+		}
+		if (c->n_requests >= CONN_REQUESTS) {
+			snprintf(text, sizeof(text), "%u requests run on this connection: want fewer",
+				 c->n_requests);
+			conn_send_error(c, frame->id, DSD__CODE__CODE_RESOURCE_EXHAUSTED, text, 1000);
+			return;
+		}
+	}
+	m->handle(c, frame);
+}

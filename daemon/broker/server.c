@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/server.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <systemd/sd-daemon.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "broker/conn.h"
+#include "broker/model.h"
+#include "broker/request.h"
+#include "quota/quota.h"
+
+#define EVENTS 64u
+
+/* ---- tables ---- */
+
+int table_add(struct table *t, void *item, uint32_t *ret_generation)
+{
+	uint32_t i;
+
+	if (t->n_free == 0) {
+		uint32_t n = MAX(16u, t->n_alloc * 2);
+		void **items = realloc(t->items, n * sizeof(*items));
+		uint32_t *generations, *list;
+
+		if (!items)
+			return -ENOMEM;
+		t->items = items;
+		generations = realloc(t->generations, n * sizeof(*generations));
+		if (!generations)
+			return -ENOMEM;
+		t->generations = generations;
+		list = realloc(t->free_list, n * sizeof(*list));
+		if (!list)
+			return -ENOMEM;
+		t->free_list = list;
+		for (i = n; i-- > t->n_alloc;) {
+			items[i] = NULL;
+			generations[i] = 0;
+			list[t->n_free++] = i;
+		}
+		t->n_alloc = n;
+	}
+	i = t->free_list[--t->n_free];
+	t->items[i] = item;
+	*ret_generation = ++t->generations[i];
+	t->n_used++;
+	return (int)i;
+}
+
+void table_remove(struct table *t, uint32_t index)
+{
+	t->items[index] = NULL;
+	t->free_list[t->n_free++] = index;
+	t->n_used--;
+}
+
+void *table_get(const struct table *t, uint64_t tag)
+{
+	uint32_t i = tag_index(tag);
+
+	return i < t->n_alloc && t->generations[i] == (uint32_t)tag ? t->items[i] : NULL;
+}
+
+void table_done(struct table *t)
+{
+	free(t->items);
+	free(t->generations);
+	free(t->free_list);
+	*t = (struct table){};
+}
+
+/* ---- models and state ---- */
+
+struct model *server_find_model(const struct server *s, const char *name)
+{
+	for (uint32_t i = 0; i < s->n_models; i++)
+		if (!name || !name[0] || strcmp(model_name(s->models[i]), name) == 0)
+			return s->models[i];
+	return NULL;
+}
+
+Dsd__State server_state(const struct server *s)
+{
+	Dsd__State state = DSD__STATE__STATE_DEGRADED;
+
+	for (uint32_t i = 0; i < s->n_models; i++) {
+		if (model_state(s->models[i]) == DSD__STATE__STATE_READY)
+			return DSD__STATE__STATE_READY;
+		if (model_state(s->models[i]) == DSD__STATE__STATE_LOADING)
+			state = DSD__STATE__STATE_LOADING;
+	}
+	return state;
+}
+
+void server_tell_systemd(struct server *s)
+{
+	char status[ERROR_TEXT_MAX + 64] = "";
+	const char *ready = "";
+
+	switch (server_state(s)) {
+	case DSD__STATE__STATE_READY:
+		snprintf(status, sizeof(status), "ready");
+		break;
+	case DSD__STATE__STATE_LOADING:
+		snprintf(status, sizeof(status), "loading");
+		break;
+	default:
+		snprintf(status, sizeof(status), "DEGRADED: %s",
+			 s->n_models ? model_reason(s->models[0]) : "no model is configured");
+	}
+	if (!s->ready_told && server_state(s) != DSD__STATE__STATE_LOADING) {
+		s->ready_told = true;
+		ready = "READY=1\n";
+	}
+	sd_notifyf(0, "%sSTATUS=%s", ready, status);
+}
+
+/* ---- start and end ---- */
+
+int server_init(struct server *s, struct io *io, const struct config *cfg, const char *worker_path,
+		bool fake_worker, struct error *err)
+{
+	uint64_t limits[_QUOTA_MAX];
+	int r;
+
+	*s = (struct server){
+		.io = io,
+		.cfg = *cfg,
+		.worker_path = worker_path,
+		.fake_worker = fake_worker,
+		.started_usec = io_now_usec(io),
+		.signal_fd = -EBADF,
+		.wake_usec = UINT64_MAX,
+	};
+	io_random(io, s->key, sizeof(s->key));
+	limits[QUOTA_CONNECTIONS] = cfg->conn_max_per_uid;
+	limits[QUOTA_REQUESTS] = UINT64_MAX;
+	limits[QUOTA_PAGES] = UINT64_MAX;
+	r = quota_new(&s->quota, limits);
+	for (uint32_t i = 0; i < cfg->n_models && r == 0; i++) {
+		r = model_new(&s->models[i], s, &cfg->models[i], i);
+		s->n_models += r == 0;
+	}
+	return r < 0 ? error_set(err, r, "starting the server: %m") : 0;
+}
+
+void server_done(struct server *s)
+{
+	for (uint32_t i = 0; i < s->conns.n_alloc; i++)
+		if (s->conns.items[i])
+			conn_kill(s->conns.items[i]);
+	/* Operations in flight end with their events; encodings too. */
+	for (unsigned k = 0; k < 1000 && (s->conns.n_used || s->requests.n_used); k++) {
+		struct io_event ev[EVENTS];
+		int n = io_wait(s->io, ev, EVENTS, io_now_usec(s->io) + 10000);
+
+		for (int i = 0; i < n; i++) {
+			void *item;
+
+			if (tag_class(ev[i].tag) == TAG_CONN_RECV &&
+			    (item = table_get(&s->conns, ev[i].tag)))
+				conn_on_recv(item, &ev[i]);
+			else if (tag_class(ev[i].tag) == TAG_CONN_SEND &&
+				 (item = table_get(&s->conns, ev[i].tag)))
+				conn_on_send(item, &ev[i]);
+			else if (tag_class(ev[i].tag) == TAG_REQUEST &&
+				 (item = table_get(&s->requests, ev[i].tag)))
+				request_on_encoded(item);
+		}
+		conn_reap(s);
+	}
+	for (uint32_t i = 0; i < s->n_models; i++)
+		model_free(s->models[i]);
+	for (uint32_t i = 0; i < s->n_listeners; i++)
+		fd_close(s->listeners[i]);
+	fd_close(s->signal_fd);
+	quota_free(s->quota);
+	table_done(&s->conns);
+	table_done(&s->requests);
+	explicit_bzero(s->key, sizeof(s->key));
+}
+
+int server_listen(struct server *s, int fd, struct error *err)
+{
+	int r;
+
+	if (s->n_listeners == SERVER_LISTENERS_MAX) {
+		close(fd);
+		return error_set(err, -E2BIG, "more than %u listening sockets", SERVER_LISTENERS_MAX);
+	}
+	r = io_accept(s->io, fd, tag_make(TAG_LISTEN, s->n_listeners, 0));
+	if (r < 0) {
+		close(fd);
+		return error_set(err, r, "accepting connections: %m");
+	}
+	s->listeners[s->n_listeners++] = fd;
+	return 0;
+}
+
+static int watch_signals(struct server *s, struct error *err)
+{
+	sigset_t set;
+	int r;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (s->signal_fd < 0)
+		return error_set(err, -errno, "signalfd: %m");
+	r = io_poll(s->io, s->signal_fd, tag_make(TAG_SIGNAL, 0, 0));
+	return r < 0 ? error_set(err, r, "watching signals: %m") : 0;
+}
+
+/* ---- the loop ---- */
+
+static void on_accept(struct server *s, const struct io_event *ev)
+{
+	if (ev->res >= 0)
+		conn_accept(s, ev->res);
+	else if (ev->res != -ECONNABORTED)
+		log_warning("accept: %s", strerror(-ev->res));
+	if (ev->last && !s->stopping &&
+	    io_accept(s->io, s->listeners[tag_index(ev->tag)], ev->tag) < 0)
+		log_error("the socket is not served any more: out of operations");
+}
+
+static void on_event(struct server *s, const struct io_event *ev)
+{
+	uint32_t i = tag_index(ev->tag), generation = (uint32_t)ev->tag;
+	void *item;
+
+	switch (tag_class(ev->tag)) {
+	case TAG_LISTEN:
+		on_accept(s, ev);
+		break;
+	case TAG_CONN_RECV:
+		item = table_get(&s->conns, ev->tag);
+		if (item)
+			conn_on_recv(item, ev);
+		else if (ev->fd >= 0)
+			close(ev->fd);
+		break;
+	case TAG_CONN_SEND:
+		item = table_get(&s->conns, ev->tag);
+		if (item)
+			conn_on_send(item, ev);
+		break;
+	case TAG_REQUEST:
+		item = table_get(&s->requests, ev->tag);
+		if (item)
+			request_on_encoded(item);
+		break;
+	case TAG_WORKER_PID:
+		if (i < s->n_models)
+			model_on_pid(s->models[i], generation);
+		break;
+	case TAG_WORKER_CONTROL:
+		if (i < s->n_models)
+			model_on_control(s->models[i], generation);
+		break;
+	case TAG_WORKER_RESULT:
+		if (i < s->n_models)
+			model_on_result(s->models[i], generation);
+		break;
+	case TAG_SIGNAL:
+		s->stopping = true;
+		break;
+	}
+}
+
+void server_wake_at(struct server *s, uint64_t usec)
+{
+	s->wake_usec = MIN(s->wake_usec, usec);
+}
+
+static void on_tick(struct server *s, uint64_t now)
+{
+	s->wake_usec = UINT64_MAX;
+	for (uint32_t i = 0; i < s->conns.n_alloc; i++)
+		if (s->conns.items[i])
+			server_wake_at(s, conn_on_tick(s->conns.items[i], now));
+	for (uint32_t i = 0; i < s->n_models; i++)
+		server_wake_at(s, model_on_tick(s->models[i], now));
+}
+
+int server_run(struct server *s, struct error *err)
+{
+	int r = watch_signals(s, err);
+
+	if (r < 0)
+		return r;
+	for (uint32_t i = 0; i < s->n_models; i++)
+		model_start(s->models[i]);
+	server_tell_systemd(s);
+	while (!s->stopping) {
+		struct io_event events[EVENTS];
+		uint64_t now;
+		int n = io_wait(s->io, events, EVENTS, s->wake_usec);
+
+		if (n < 0)
+			return error_set(err, n, "waiting for events: %m");
+		for (int i = 0; i < n; i++) {
+			on_event(s, &events[i]);
+			conn_reap(s);
+		}
+		now = io_now_usec(s->io);
+		if (now >= s->wake_usec) {
+			on_tick(s, now);
+			conn_reap(s);
+		}
+	}
+	sd_notify(0, "STOPPING=1\nSTATUS=stopping");
+	return 0;
+}

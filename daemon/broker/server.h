@@ -1,0 +1,99 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The broker's one loop, and what its parts share. Thread: broker, everywhere in this folder. */
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/config.h"
+#include "base/hash.h"
+#include "broker/proto.h"
+
+struct conn;
+struct error;
+struct io;
+struct model;
+struct quota;
+struct request;
+
+#define SERVER_LISTENERS_MAX 4u
+
+/* Whose event it is: a tag is class, index and generation, so that an answer to something that is
+ * gone finds nobody. */
+enum tag_class { TAG_LISTEN = 1, TAG_CONN_RECV, TAG_CONN_SEND, TAG_REQUEST, TAG_WORKER_PID,
+		 TAG_WORKER_CONTROL, TAG_WORKER_RESULT, TAG_SIGNAL };
+
+static inline uint64_t tag_make(enum tag_class c, uint32_t index, uint32_t generation)
+{
+	return (uint64_t)c << 56 | (uint64_t)(index & 0xffffff) << 32 | generation;
+}
+static inline enum tag_class tag_class(uint64_t tag)
+{
+	return (enum tag_class)(tag >> 56);
+}
+static inline uint32_t tag_index(uint64_t tag)
+{
+	return (uint32_t)(tag >> 32) & 0xffffff;
+}
+
+/* Things with an index and a generation: connections and requests. */
+struct table {
+	void **items;
+	uint32_t *generations;
+	uint32_t *free_list;
+	uint32_t n_alloc, n_free, n_used;
+};
+/** table_add() - Return: index or -ENOMEM; *ret_generation goes into the tag. */
+int table_add(struct table *t, void *item, uint32_t *ret_generation);
+void table_remove(struct table *t, uint32_t index);
+/** table_get() - the item a tag names, or NULL where it is gone. */
+void *table_get(const struct table *t, uint64_t tag);
+void table_done(struct table *t);
+
+/* The numbers that stats prints. */
+struct server_counters {
+	uint64_t connections, requests, failed, cancelled, protocol_errors, bytes_in, bytes_out;
+};
+
+struct server {
+	struct io *io;
+	struct config cfg;
+	struct quota *quota;
+	uint8_t key[HASH_KEY_BYTES]; /* of this boot: domains and chains */
+	const char *worker_path;
+	bool fake_worker;
+	uint64_t started_usec;
+	struct server_counters count;
+
+	int listeners[SERVER_LISTENERS_MAX];
+	uint32_t n_listeners;
+	int signal_fd;
+	struct table conns, requests;
+	struct conn *doomed;
+	uint64_t wake_usec; /* earliest deadline of anything; UINT64_MAX: none */
+	uint64_t n_requests; /* numbers for the log */
+
+	struct model *models[CONFIG_MODELS_MAX];
+	uint32_t n_models;
+	bool stopping;
+	bool ready_told; /* READY=1 was sent */
+};
+
+/** server_init() - everything but the sockets; the key and the quota table are made here. */
+int server_init(struct server *s, struct io *io, const struct config *cfg, const char *worker_path,
+		bool fake_worker, struct error *err);
+void server_done(struct server *s);
+/** server_listen() - serve a listening socket; the descriptor becomes the server's. */
+int server_listen(struct server *s, int fd, struct error *err);
+/** server_run() - the loop, until SIGTERM or SIGINT. Return: 0 or -errno. */
+int server_run(struct server *s, struct error *err);
+
+/** server_wake_at() - the loop looks at deadlines no later than @usec. */
+void server_wake_at(struct server *s, uint64_t usec);
+
+/** server_state() - READY if a model can generate, LOADING while one may, else DEGRADED. */
+Dsd__State server_state(const struct server *s);
+/** server_tell_systemd() - READY and STATUS, when they changed. */
+void server_tell_systemd(struct server *s);
+/** server_find_model() - by name; NULL or "": the first. NULL: there is none. */
+struct model *server_find_model(const struct server *s, const char *name);

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Tokenize and Detokenize: the text module over the wire, in parts that fit a frame. */
+#include <errno.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "broker/conn.h"
+#include "broker/model.h"
+#include "broker/request.h"
+#include "broker/rpc.h"
+#include "broker/server.h"
+#include "text/vocab.h"
+
+#define TOKENIZE_PART   65536u  /* ids of one TokenizeReply */
+#define DETOKENIZE_PART 524288u /* bytes of one DetokenizeReply */
+
+static void tokenize_ready(struct request *r)
+{
+	const struct ids *ids = &r->input.ids;
+	size_t at = 0;
+
+	do {
+		Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
+		Dsd__TokenizeReply reply = DSD__TOKENIZE_REPLY__INIT;
+
+		reply.n_ids = MIN(ids->n - at, (size_t)TOKENIZE_PART);
+		reply.ids = ids->id + at;
+		at += reply.n_ids;
+		reply.last = at == ids->n;
+		frame.id = r->id;
+		frame.msg_case = DSD__SERVER_FRAME__MSG_TOKENIZE;
+		frame.tokenize = &reply;
+		conn_send(r->conn, &frame);
+	} while (at < ids->n);
+	request_end(r);
+}
+
+void rpc_tokenize(struct conn *c, const Dsd__ClientFrame *frame)
+{
+	const Dsd__Tokenize *t = frame->tokenize;
+	struct request *r = request_new(c, frame->id, t->model, tokenize_ready);
+	const char *why = "the daemon is out of memory";
+	int s;
+
+	if (!r)
+		return;
+	switch (t->input_case) {
+	case DSD__TOKENIZE__INPUT_TEXT:
+		s = request_set_text(r, &t->text, t->has_parse_special && t->parse_special);
+		r->input.force_bos = t->has_add_bos && t->add_bos;
+		break;
+	case DSD__TOKENIZE__INPUT_CHAT:
+		s = request_set_chat(r, t->chat);
+		break;
+	default:
+		s = -EINVAL;
+		why = "tokenize.input: got nothing, want text or chat";
+	}
+	if (s < 0)
+		request_fail(r, s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED :
+					       DSD__CODE__CODE_INVALID_ARGUMENT,
+			     why, 0);
+	else
+		request_start(r);
+}
+
+static void send_text(struct conn *c, uint64_t id, const struct text_buf *text)
+{
+	size_t at = 0;
+
+	do {
+		Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
+		Dsd__DetokenizeReply reply = DSD__DETOKENIZE_REPLY__INIT;
+
+		reply.has_text = 1;
+		reply.text.len = MIN(text->n - at, (size_t)DETOKENIZE_PART);
+		reply.text.data = (uint8_t *)text->data + at;
+		at += reply.text.len;
+		reply.last = at == text->n;
+		frame.id = id;
+		frame.msg_case = DSD__SERVER_FRAME__MSG_DETOKENIZE;
+		frame.detokenize = &reply;
+		conn_send(c, &frame);
+	} while (at < text->n);
+}
+
+/* Ids of one frame decode at memory speed: on the loop. The ids wait in a request while a model loads. */
+static void detokenize_ready(struct request *r)
+{
+	struct text_buf text = {};
+	struct error err = {};
+	struct conn *c = r->conn;
+	uint64_t id = r->id;
+	int s = decode_bytes(r->vocab, r->input.ids.id, r->input.ids.n, r->skip_special, &text, &err);
+
+	if (s < 0) {
+		request_fail(r, s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED :
+					       DSD__CODE__CODE_INVALID_ARGUMENT,
+			     error_text(&err, s), 0);
+	} else {
+		request_end(r);
+		send_text(c, id, &text);
+	}
+	text_buf_done(&text);
+}
+
+void rpc_detokenize(struct conn *c, const Dsd__ClientFrame *frame)
+{
+	const Dsd__Detokenize *d = frame->detokenize;
+	static const Dsd__Ids none = DSD__IDS__INIT;
+	struct request *r = request_new(c, frame->id, d->model, detokenize_ready);
+
+	if (!r)
+		return;
+	r->skip_special = d->has_skip_special && d->skip_special;
+	if (request_set_ids(r, d->ids ?: &none) < 0)
+		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory", 0);
+	else
+		request_start(r);
+}

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The allocator is a stack of free page ids; references are private memory, never in a memfd, so that
+ * an adopter starts from records alone. Free pages keep their record's domain, which tells whether the
+ * next owner must find them zeroed. Broker thread only. */
+#include "pool/pool.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/io.h"
+
+#define POOL_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+struct pool {
+	struct pool_config cfg;
+	int data_fd, meta_fd;
+	uint8_t *data;
+	uint8_t *meta;
+	uint32_t *refs;
+	page_id *free_pages; /* stack */
+	uint32_t n_free;
+};
+#define POOL_NULL { .data_fd = -EBADF, .meta_fd = -EBADF }
+
+static uint64_t data_bytes(const struct pool *p)
+{
+	return p->cfg.n_pages * p->cfg.geometry.stride;
+}
+
+static uint64_t meta_bytes(const struct pool *p)
+{
+	return PAGE_META_HEADER_BYTES + (uint64_t)p->cfg.n_pages * sizeof(struct page_record);
+}
+
+static struct page_record *record(const struct pool *p, page_id page)
+{
+	return (struct page_record *)(p->meta + PAGE_META_HEADER_BYTES) + page;
+}
+
+static int make(struct pool *p, const char *name, uint64_t n, int *ret_fd, uint8_t **ret,
+		struct error *err)
+{
+	*ret_fd = io_memfd(p->cfg.io, name, n, POOL_SEALS);
+	if (*ret_fd < 0)
+		return error_set(err, *ret_fd, "memfd %s of %llu bytes: %m", name,
+				 (unsigned long long)n);
+	*ret = io_map(p->cfg.io, *ret_fd, n, true);
+	if (!*ret)
+		return error_set(err, -errno, "mapping %llu bytes of %s: %m", (unsigned long long)n,
+				 name);
+	return 0;
+}
+
+static void write_meta_header(struct pool *p)
+{
+	struct page_meta_header *h = (struct page_meta_header *)p->meta;
+
+	memcpy(h->magic, PAGE_META_MAGIC, sizeof(h->magic));
+	h->version = 1;
+	h->header_bytes = PAGE_META_HEADER_BYTES;
+	h->n_pages = p->cfg.n_pages;
+	h->entry = p->cfg.entry;
+	h->stride = p->cfg.geometry.stride;
+	memcpy(h->model, p->cfg.model, sizeof(h->model));
+}
+
+int pool_new(struct pool **ret, const struct pool_config *cfg, struct error *err)
+{
+	_cleanup_(pool_freep) struct pool *p = NULL;
+	int r;
+
+	if (cfg->n_pages == 0 || cfg->n_pages > UINT32_MAX / 2 ||
+	    cfg->n_pages > (UINT64_C(1) << 46) / cfg->geometry.stride)
+		return error_set(err, -EINVAL, "a pool of %u pages of %llu bytes: want at least one page",
+				 cfg->n_pages, (unsigned long long)cfg->geometry.stride);
+	p = io_alloc(cfg->io, sizeof(*p));
+	if (!p)
+		return -ENOMEM;
+	*p = (struct pool)POOL_NULL;
+	p->cfg = *cfg;
+	r = make(p, "dsd-pool-data", data_bytes(p), &p->data_fd, &p->data, err);
+	if (r == 0)
+		r = make(p, "dsd-pool-meta", meta_bytes(p), &p->meta_fd, &p->meta, err);
+	if (r < 0)
+		return r;
+	p->refs = io_alloc(cfg->io, cfg->n_pages * sizeof(*p->refs));
+	p->free_pages = io_alloc(cfg->io, cfg->n_pages * sizeof(*p->free_pages));
+	if (!p->refs || !p->free_pages)
+		return -ENOMEM;
+	write_meta_header(p);
+	/* Low page ids first: a pool that is hardly used touches little memory. */
+	for (page_id i = cfg->n_pages; i-- > 0;)
+		p->free_pages[p->n_free++] = i;
+	*ret = TAKE_PTR(p);
+	return 0;
+}
+
+struct pool *pool_free(struct pool *p)
+{
+	if (!p)
+		return NULL;
+	if (p->data)
+		io_unmap(p->cfg.io, p->data, data_bytes(p));
+	if (p->meta)
+		io_unmap(p->cfg.io, p->meta, meta_bytes(p));
+	fd_close(p->data_fd);
+	fd_close(p->meta_fd);
+	free(p->refs);
+	free(p->free_pages);
+	free(p);
+	return NULL;
+}
+
+int pool_data_fd(const struct pool *p)
+{
+	return p->data_fd;
+}
+
+const struct page_geometry *pool_geometry(const struct pool *p)
+{
+	return &p->cfg.geometry;
+}
+
+uint32_t pool_n_pages(const struct pool *p)
+{
+	return p->cfg.n_pages;
+}
+
+uint32_t pool_n_free(const struct pool *p)
+{
+	return p->n_free;
+}
+
+void pool_domain(const struct pool *p, uid_t uid, uint8_t ret[16])
+{
+	uint32_t id = uid;
+	const struct hash_part parts[] = { { "uid", 3 }, { &id, sizeof(id) } };
+
+	hash_mac(ret, p->cfg.key, parts, N_ELEMENTS(parts));
+}
+
+void pool_chain(const struct pool *p, const uint8_t parent[16], const uint32_t *ids, uint32_t n,
+		uint8_t ret[16])
+{
+	const struct hash_part parts[] = { { "chain", 5 }, { parent, 16 }, { ids, n * sizeof(*ids) } };
+
+	hash_mac(ret, p->cfg.key, parts, N_ELEMENTS(parts));
+}
+
+/* Records are read by whoever adopts the pool after a crash at any instruction. */
+static void record_begin(struct page_record *rec)
+{
+	atomic_store_explicit((_Atomic uint64_t *)&rec->generation, rec->generation | 1,
+			      memory_order_relaxed);
+	atomic_thread_fence(memory_order_release);
+}
+
+static void record_end(struct page_record *rec)
+{
+	atomic_store_explicit((_Atomic uint64_t *)&rec->generation, rec->generation + 1,
+			      memory_order_release);
+}
+
+int pool_take_page(struct pool *p, const uint8_t domain[16], page_id *ret)
+{
+	struct page_record *rec;
+	page_id page;
+
+	if (p->n_free == 0)
+		return -EAGAIN;
+	page = p->free_pages[--p->n_free];
+	rec = record(p, page);
+	if (rec->magic == PAGE_RECORD_MAGIC && memcmp(rec->domain, domain, 16) != 0)
+		memset(p->data + page * p->cfg.geometry.stride, 0, p->cfg.geometry.stride);
+	record_begin(rec);
+	rec->magic = PAGE_RECORD_MAGIC;
+	rec->state = PAGE_OPEN;
+	rec->flags = 0;
+	rec->page = page;
+	rec->geometry = 0;
+	memcpy(rec->domain, domain, 16);
+	memcpy(rec->model, p->cfg.model, 16);
+	rec->n_tokens = 0;
+	record_end(rec);
+	p->refs[page] = 1;
+	*ret = page;
+	return 0;
+}
+
+void pool_ref_page(struct pool *p, page_id page)
+{
+	assert(page < p->cfg.n_pages && p->refs[page] > 0);
+	p->refs[page]++;
+}
+
+void pool_unref_page(struct pool *p, page_id page)
+{
+	struct page_record *rec = record(p, page);
+
+	assert(page < p->cfg.n_pages && p->refs[page] > 0);
+	if (--p->refs[page] > 0)
+		return;
+	record_begin(rec);
+	rec->state = PAGE_FREE;
+	explicit_bzero(rec->ids, sizeof(rec->ids));
+	record_end(rec);
+	p->free_pages[p->n_free++] = page;
+}
+
+void pool_seal_page(struct pool *p, page_id page, const uint8_t parent[16], uint32_t first_pos,
+		    const uint32_t ids[PAGE_TOKENS], bool generated, uint8_t ret_chain[16])
+{
+	struct page_record *rec = record(p, page);
+
+	assert(rec->state == PAGE_OPEN && p->refs[page] > 0);
+	pool_chain(p, parent, ids, PAGE_TOKENS, ret_chain);
+	record_begin(rec);
+	rec->state = PAGE_SEALED;
+	rec->flags = generated ? PAGE_FLAG_GENERATED : 0;
+	memcpy(rec->parent, parent, 16);
+	memcpy(rec->chain, ret_chain, 16);
+	rec->first_pos = first_pos;
+	rec->n_tokens = PAGE_TOKENS;
+	memcpy(rec->ids, ids, sizeof(rec->ids));
+	record_end(rec);
+}
+
+int pool_check(const struct pool *p, struct error *err)
+{
+	uint32_t n_free = 0;
+
+	for (page_id i = 0; i < p->cfg.n_pages; i++) {
+		const struct page_record *rec = record(p, i);
+
+		if (p->refs[i] == 0)
+			n_free++;
+		if (rec->generation & 1)
+			return error_set(err, -EBADF, "page %u: record left half written", i);
+		if (rec->magic == 0 && p->refs[i] == 0)
+			continue; /* never used */
+		if (rec->magic != PAGE_RECORD_MAGIC || rec->page != i)
+			return error_set(err, -EBADF, "page %u: not its own record", i);
+		if ((rec->state == PAGE_FREE) != (p->refs[i] == 0))
+			return error_set(err, -EBADF, "page %u: state %u with %u references", i,
+					 rec->state, p->refs[i]);
+	}
+	if (n_free != p->n_free)
+		return error_set(err, -EBADF, "%u pages without references, %u on the free list", n_free,
+				 p->n_free);
+	for (uint32_t i = 0; i < p->n_free; i++)
+		if (p->free_pages[i] >= p->cfg.n_pages || p->refs[p->free_pages[i]] != 0)
+			return error_set(err, -EBADF, "free list holds page %u", p->free_pages[i]);
+	return 0;
+}

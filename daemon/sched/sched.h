@@ -1,0 +1,98 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Continuous batching over one model: sequences wait, get a slot and pages, and share steps.
+ *
+ * A sequence owes the rows [n_computed, n_ids): its prompt at first, then one row for each sampled
+ * token. Every step is one batch: first a row for each sequence that owes just one, then chunks of
+ * longer debts up to step_tokens. A sequence that lost its pages owes all its rows again and computes
+ * the same bits, for a row's path depends on its position alone: below n_prompt it is a prompt row.
+ *
+ * Thread: broker. Callbacks run inside sched_take_results() and sched_fail_all(); a callback may
+ * cancel any sequence, its own too, and submit new ones. */
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/cleanup.h"
+#include "layout/channel.h"
+
+struct channel;
+struct error;
+struct io;
+struct pool;
+struct quota;
+struct sched;
+struct seq;
+
+enum seq_state { SEQ_WAITING, SEQ_PREFILL, SEQ_DECODE, SEQ_PREEMPTED, SEQ_DONE, _SEQ_STATE_MAX };
+
+enum seq_end { SEQ_END_EOS, SEQ_END_LENGTH, SEQ_END_SCORED, SEQ_END_NUMBERS, SEQ_END_FAILED };
+
+/* What happens to a sequence. @ctx is the submitter's. */
+struct seq_ops {
+	/* A token was sampled (an end token too, unless eos is ignored); then the sequence goes on. */
+	void (*token)(void *ctx, const struct channel_result_row *row);
+	/* Logprob of the prompt id at row->position + 1; ascending. */
+	void (*prompt)(void *ctx, const struct channel_result_row *row);
+	/* The sequence is over and gone after this call. Not called after seq_cancel(). */
+	void (*end)(void *ctx, enum seq_end why);
+};
+
+struct seq_config {
+	const struct seq_ops *ops;
+	void *ctx;
+	uid_t uid;
+	const uint32_t *ids; /* prompt, then what a resumed request had generated; copied */
+	uint32_t n_ids;
+	struct channel_params params; /* n_prompt <= n_ids */
+	uint32_t max_tokens;          /* sampled tokens, resumed ones counted; 0: score the prompt */
+	const uint32_t *eos;          /* copied */
+	uint32_t n_eos;               /* <= 8; sampling one ends the sequence */
+};
+
+struct sched_config {
+	struct io *io;
+	struct pool *pool;
+	struct quota *quota; /* pages are charged here */
+	uint32_t n_slots, step_tokens, max_tokens, n_vocab, queue_max;
+};
+
+struct sched_stats {
+	uint64_t steps, rows, prompt_tokens, generated_tokens, preemptions, worker_usec;
+	uint32_t running, waiting;
+};
+
+int sched_new(struct sched **ret, const struct sched_config *cfg);
+struct sched *sched_free(struct sched *s); /* sequences must have ended */
+DEFINE_CLEANUP(struct sched *, sched_free);
+
+/** sched_set_channel() - the worker that runs from now on; NULL: none, sequences wait. */
+void sched_set_channel(struct sched *s, struct channel *c);
+
+/**
+ * sched_submit() - a sequence enters the queue
+ * Return: 0. -EINVAL: it could never fit (empty, longer than the context or the pool), with a
+ *         sentence. -EAGAIN: the queue is full. -ENOMEM.
+ */
+int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret, struct error *err);
+/** seq_cancel() - the sequence ends without a word; its pages are free once no step uses them. */
+void seq_cancel(struct seq *q);
+/** seq_pause() - a paused sequence leaves its slot and keeps its pages while nobody else needs them. */
+void seq_pause(struct seq *q, bool paused);
+enum seq_state seq_state(const struct seq *q);
+/** seq_started_usec() - when it first got a slot; 0: not yet. */
+uint64_t seq_started_usec(const struct seq *q);
+
+/** sched_run() - post a step if there is work and the worker is free for it. */
+void sched_run(struct sched *s);
+/**
+ * sched_take_results() - results to callbacks, then the next step
+ * Return: 0. -EBADMSG with a sentence: the worker must go.
+ */
+int sched_take_results(struct sched *s, struct error *err);
+/** sched_fail_all() - every sequence ends with SEQ_END_FAILED (the worker died). */
+void sched_fail_all(struct sched *s);
+
+void sched_get_stats(const struct sched *s, struct sched_stats *ret);
+/** sched_check() - invariants, for tests: pages of sequences and the pool agree, slots too. */
+int sched_check(const struct sched *s, struct error *err);

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dsd-worker: holds one model for the broker, on the other end of a control socketpair.
+ *
+ *   dsd-worker --control-fd N [--fake]     started by dsd
+ *
+ * The order is that of layout/channel.h: files, LOAD, progress, image, channel, READY, steps. It opens
+ * no path, and ends when the socket does. What went wrong is sent as FAILED before it exits. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "layout/image.h"
+#include "worker/control.h"
+#include "worker/engine.h"
+#include "worker/fake.h"
+#include "worker/serve.h"
+
+static const char usage[] = "usage: dsd-worker --control-fd N [--fake]\n";
+
+struct arguments {
+	int control_fd;
+	bool fake;
+};
+
+static int parse_arguments(struct arguments *ret, int argc, char **argv)
+{
+	struct arguments a = {.control_fd = -1};
+
+	for (int i = 1; i < argc; i++) {
+		if (strcmp(argv[i], "--fake") == 0) {
+			a.fake = true;
+		} else if (strcmp(argv[i], "--control-fd") == 0 && i + 1 < argc) {
+			char *end;
+			long fd = strtol(argv[++i], &end, 10);
+
+			if (!*argv[i] || *end || fd < 3 || fd > 1 << 20)
+				return -EINVAL;
+			a.control_fd = (int)fd;
+		} else {
+			return -EINVAL;
+		}
+	}
+	if (a.control_fd < 0)
+		return -EINVAL;
+	*ret = a;
+	return 0;
+}
+
+/* Nothing of the broker but the socket, nothing of us in a core, and no life without the broker. */
+static int confine(int control_fd, struct error *err)
+{
+	int type;
+	socklen_t n = sizeof(type);
+
+	if (getsockopt(control_fd, SOL_SOCKET, SO_TYPE, &type, &n) < 0 || type != SOCK_SEQPACKET)
+		return error_set(err, -EINVAL, "--control-fd %d: want a SOCK_SEQPACKET socket",
+				 control_fd);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+		return error_set(err, -errno, "prctl PDEATHSIG: %m");
+#ifndef __SANITIZE_ADDRESS__ /* the leak checker traces its own process */
+	if (prctl(PR_SET_DUMPABLE, 0) < 0)
+		return error_set(err, -errno, "prctl DUMPABLE: %m");
+#endif
+	if ((control_fd > 3 && close_range(3, (unsigned)control_fd - 1, 0) < 0) ||
+	    close_range((unsigned)control_fd + 1, ~0u, 0) < 0)
+		return error_set(err, -errno, "close_range: %m");
+	if (fcntl(control_fd, F_SETFD, FD_CLOEXEC) < 0)
+		return error_set(err, -errno, "control socket: %m");
+	signal(SIGPIPE, SIG_IGN);
+	return 0;
+}
+
+/* Return: 1; 0 where the broker has gone before it asked for a model. */
+static int receive_load(int control_fd, struct control_msg *ret, struct error *err)
+{
+	for (;;) {
+		struct control_in in = {};
+		int r = control_recv(control_fd, &in, err);
+
+		if (r <= 0)
+			return r;
+		control_in_done(&in);
+		if (in.msg.type == CONTROL_LOAD) {
+			*ret = in.msg;
+			return 1;
+		}
+		if (in.msg.type != CONTROL_FILE)
+			return error_set(err, -EBADMSG, "control message %u before LOAD",
+					 in.msg.type);
+	}
+}
+
+static int run(const struct arguments *a, struct error *err)
+{
+	_cleanup_(image_builder_done) struct image_builder image = {};
+	_cleanup_(engine_done) struct engine engine = {};
+	_cleanup_(serve_done) struct serve serve = SERVE_NULL;
+	_cleanup_(fd_closep) int image_fd = -EBADF;
+	struct control_msg load = {};
+	struct control_in in = {};
+	int r;
+
+	r = receive_load(a->control_fd, &load, err);
+	if (r <= 0)
+		return r;
+	r = image_builder_init(&image);
+	if (r < 0)
+		return r;
+	r = fake_new(&engine, &image, load.n_context, err);
+	if (r < 0)
+		return r;
+	image_fd = image_finish(&image, err);
+	if (image_fd < 0)
+		return image_fd;
+	image_builder_done(&image);
+	r = control_send(a->control_fd, &(struct control_msg){.type = CONTROL_IMAGE}, image_fd,
+			 err);
+	if (r < 0)
+		return r;
+	image_fd = fd_close(image_fd);
+
+	r = control_recv(a->control_fd, &in, err);
+	if (r <= 0)
+		return r;
+	r = serve_open(&serve, &in, &engine, err);
+	control_in_done(&in);
+	if (r < 0)
+		return r;
+	r = engine.attach(engine.ctx,
+			  &(struct engine_room){.pool = serve.pool,
+						.n_pages = serve.n_pages,
+						.n_slots = serve.shape.n_slots,
+						.max_rows = serve.shape.max_rows,
+						.max_tokens = serve.shape.max_tokens},
+			  err);
+	if (r < 0)
+		return r;
+	r = control_send_text(a->control_fd, CONTROL_READY, "", 0, 0, err);
+	if (r < 0)
+		return r;
+	return serve_run(&serve, a->control_fd, &engine, err);
+}
+
+int main(int argc, char **argv)
+{
+	struct arguments a;
+	struct error err = {};
+	int r;
+
+	log_init("dsd-worker", LOG_INFO);
+	if (parse_arguments(&a, argc, argv) < 0) {
+		fputs(usage, stderr);
+		return 2;
+	}
+	r = confine(a.control_fd, &err);
+	if (r < 0) {
+		log_error("%s", error_text(&err, r));
+		return 1;
+	}
+	r = run(&a, &err);
+	if (r == -EPIPE || r == -ECONNRESET)
+		return 0; /* the broker has gone: nobody to tell */
+	if (r < 0) {
+		log_error("%s", error_text(&err, r));
+		control_send_text(a.control_fd, CONTROL_FAILED, error_text(&err, r), 0, 0, NULL);
+		return 1;
+	}
+	return 0;
+}

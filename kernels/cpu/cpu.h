@@ -1,0 +1,206 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Inside of the CPU backend: what its operations share.
+ *
+ * Operations (linear.c, mla_*.c, experts.c, ...) split work over threads and walk pages; all arithmetic
+ * that costs time is in the few inner kernels of `struct cpu_isa`, of which there is one table per
+ * instruction set. The inner kernels give the same bits in every table (tests/kernels compares
+ * them), so a model's output does not depend on the CPU.
+ *
+ * A packed weight is panels of PANEL output columns, K ascending inside a panel, so that a product
+ * reads memory strictly upwards:
+ *
+ *   f32:  w[k][c], c = 0..31                                      128 bytes per k
+ *   bf16: dword j of k holds column j low and column j+16 high     64 bytes per k
+ *
+ * (one AVX-512 load, or two AVX2 loads, and a shift and a mask give the columns as f32). Columns past
+ * n_out are zero. A matrix with one output row (a norm's weights) is kept as that row in f32. */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels.h"
+#include "threads.h"
+
+#define PANEL 32u
+#define LINE  64u /* bytes; alignment of everything allocated here */
+
+struct k_buffer {
+	uint32_t max_rows, width;
+	float *data;
+};
+
+struct k_weight {
+	uint32_t n_mat, n_out, n_in;
+	uint32_t panel; /* PANEL, or 1 for matrices of one row */
+	enum k_type type;
+	uint64_t panel_bytes, matrix_bytes, bytes;
+	uint8_t *data;
+};
+
+/* y[r][c] (+)= sum over k of x[r][k] * w[k][c], one chain of fused multiply-adds over ascending k for
+ * each (r, c), whatever the number of rows or columns. */
+struct tile {
+	const float *const *x; /* [n_rows] */
+	float *const *y;       /* [n_rows]; columns y_col .. y_col + n_cols are written, no more */
+	size_t x_step;	       /* from x[r][k] to x[r][k + 1] */
+	const void *w;
+	size_t w_step; /* f32 only: from w[k] to w[k + 1]; LANES columns past n_cols can be read */
+	uint32_t n_rows, n_cols, n_k;
+	uint32_t y_col;
+	bool accumulate; /* go on from what y holds */
+};
+
+/* Online softmax of a tile of positions, down the columns: each lane is a row (or a head) of its own.
+ * Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018). */
+struct softmax_tile {
+	float *s;		 /* [n_pos][n_lanes]: scores in, exp(scale * score - max) out */
+	uint32_t n_pos, n_lanes; /* n_lanes is a multiple of LANES */
+	const uint32_t
+		*n_valid; /* [n_lanes]: positions below it are seen, others weigh 0 exactly */
+	float scale;
+	float *max, *sum;  /* [n_lanes]: running; -inf and 0 before the first tile */
+	float *correction; /* [n_lanes]: factor for what was added up under the old maximum */
+};
+
+struct cpu_isa {
+	const char *name;
+	void (*tile_f32)(const struct tile *t);
+	void (*tile_bf16)(const struct tile *t); /* w is a panel of bf16, n_cols <= PANEL */
+	void (*rmsnorm)(float *y, const float *x, const float *w, uint32_t n, float eps);
+	void (*add)(float *y, const float *x, uint32_t n);
+	/* y = x * a + y * b, fused on the first product */
+	void (*blend)(float *y, const float *x, float a, float b, uint32_t n);
+	void (*scale)(float *y, float a, uint32_t n);
+	void (*divide)(float *y, float a, uint32_t n);
+	/* gate = silu(gate) * up */
+	void (*swiglu)(float *gate, const float *up, uint32_t n);
+	/* y = exp((x - max) / t) */
+	void (*exp)(float *y, const float *x, float max, float t, uint32_t n);
+	void (*softmax_tile)(const struct softmax_tile *s);
+	void (*load_bf16)(float *y, const uint16_t *x, uint32_t n);
+};
+
+/* The two products, in linear.c (the reference) and beside it. */
+void linear_tile_f32_scalar(const struct tile *t);
+void linear_tile_bf16_scalar(const struct tile *t);
+void linear_tile_f32_avx2(const struct tile *t);
+void linear_tile_bf16_avx2(const struct tile *t);
+void linear_tile_f32_avx512(const struct tile *t);
+void linear_tile_bf16_avx512(const struct tile *t);
+
+extern const struct cpu_isa cpu_isa_scalar;
+#ifdef K_HAVE_X86
+extern const struct cpu_isa cpu_isa_avx2;
+extern const struct cpu_isa cpu_isa_avx512;
+#endif
+
+/* Memory that operations work in: grows to the largest step seen and stays. */
+enum scratch_slot {
+	SCRATCH_ROWS, /* row pointers */
+	SCRATCH_A,
+	SCRATCH_B,
+	SCRATCH_C,
+	SCRATCH_THREADS, /* one part per thread */
+	SCRATCH_ROUTE_SCORES,
+	SCRATCH_ROUTE_IDS,
+	SCRATCH_ROUTE_WEIGHTS,
+	SCRATCH_GROUPS,
+	SCRATCH_SAMPLE,
+	_SCRATCH_MAX
+};
+
+struct cpu {
+	struct kernels k; /* first: the table is the device */
+	struct cpu_isa isa;
+	struct threads *threads;
+	uint32_t n_threads;
+	struct scratch {
+		void *data;
+		size_t bytes;
+	} scratch[_SCRATCH_MAX];
+	struct k_step step;
+	struct k_pool pool;
+	struct {
+		uint32_t n_rows, n_used, n_experts;
+	} routed;   /* shape of the SCRATCH_ROUTE_* arrays */
+	int failed; /* of this step, for step_end() */
+};
+
+static inline struct cpu *cpu_of(struct kernels *k)
+{
+	return (struct cpu *)k;
+}
+
+/* LINE-aligned and, where large, advised to be huge pages. NULL when there is no memory. */
+void *cpu_alloc(uint64_t bytes);
+/* Contents are lost when it grows. NULL: no memory, and the step has failed. */
+void *cpu_scratch(struct cpu *c, enum scratch_slot slot, uint64_t bytes);
+
+static inline float *buffer_row(const struct k_buffer *b, uint32_t row)
+{
+	return b->data + (size_t)row * b->width;
+}
+static inline const uint8_t *weight_panel(const struct k_weight *w, uint32_t mat, uint32_t panel)
+{
+	return w->data + mat * w->matrix_bytes + panel * w->panel_bytes;
+}
+static inline uint32_t weight_n_panels(const struct k_weight *w)
+{
+	return (w->n_out + w->panel - 1) / w->panel;
+}
+/* One panel's product; t->w, w_step, n_cols, n_k and y_col are set here. */
+void cpu_panel(const struct cpu_isa *isa, const struct k_weight *w, uint32_t mat, uint32_t panel,
+	       struct tile *t);
+/* y[r] = x[r] W^T over row pointers; forks. */
+void cpu_linear(struct cpu *c, float *const *y, const float *const *x, uint32_t n_rows,
+		const struct k_weight *w);
+
+static inline float bf16_to_f32(uint16_t x)
+{
+	uint32_t u = (uint32_t)x << 16;
+	float f;
+
+	__builtin_memcpy(&f, &u, sizeof(f));
+	return f;
+}
+/* Nearest, ties to even; a NaN stays one. */
+static inline uint16_t bf16_from_f32(float f)
+{
+	uint32_t u;
+
+	__builtin_memcpy(&u, &f, sizeof(u));
+	if ((u & 0x7fffffff) > 0x7f800000)
+		return (uint16_t)(u >> 16 | 0x40);
+	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* Operations, each in the file of its name. */
+int cpu_weight_pack(struct kernels *k, struct k_weight **ret, const struct k_source *src);
+void cpu_weight_free(struct kernels *k, struct k_weight *w);
+uint64_t cpu_weight_bytes(const struct k_weight *w);
+void cpu_embed(struct kernels *k, struct k_buffer *x, const struct k_weight *table);
+void cpu_rmsnorm(struct kernels *k, struct k_buffer *y, const struct k_buffer *x,
+		 const struct k_weight *w, float eps);
+void cpu_linear_op(struct kernels *k, struct k_buffer *y, const struct k_buffer *x,
+		   const struct k_weight *w);
+void cpu_add(struct kernels *k, struct k_buffer *x, const struct k_buffer *y);
+void cpu_mla_append(struct kernels *k, struct k_buffer *q, struct k_buffer *kv,
+		    const struct k_weight *norm, const struct k_mla *m, uint32_t stream);
+void cpu_mla_prefill(struct kernels *k, struct k_buffer *out, const struct k_buffer *q,
+		     const struct k_weight *kv_b, const struct k_mla *m, uint32_t stream);
+void cpu_mla_decode(struct kernels *k, struct k_buffer *out, const struct k_buffer *q,
+		    const struct k_weight *w_uk, const struct k_weight *w_uv, const struct k_mla *m,
+		    uint32_t stream);
+void cpu_route(struct kernels *k, const struct k_buffer *x, const struct k_weight *gate,
+	       const struct k_route *r);
+void cpu_routed(struct kernels *k, uint32_t *ret_ids, float *ret_weights);
+void cpu_experts(struct kernels *k, struct k_buffer *y, const struct k_buffer *x,
+		 const struct k_weight *gate_up, const struct k_weight *down);
+void cpu_ffn(struct kernels *k, struct k_buffer *y, const struct k_buffer *x,
+	     const struct k_weight *gate_up, const struct k_weight *down);
+void cpu_logits(struct kernels *k, struct k_buffer *out, const struct k_buffer *x,
+		const uint32_t *picks, uint32_t n_picks, const struct k_weight *norm, float eps,
+		const struct k_weight *head);
+int cpu_sample(struct kernels *k, const struct k_buffer *logits, uint32_t n, uint32_t n_valid,
+	       const uint8_t *banned, const struct k_sample *how, struct k_sampled *ret);

@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Feed-forward networks: dense and shared ones (ffn), and the routed experts. MODEL.md §4.
+ *
+ * Rows go through in passes, which bounds the memory. The routed rows of a pass are pairs (row, k-th
+ * choice), sorted by expert; a weight panel is read once per pass for all its rows. Each pair's output
+ * is kept, and a row's pairs are added in the order of the choices, so that a row's sum knows
+ * nothing of the others. A dense network is the case of one expert with every row in it. */
+#include <assert.h>
+#include <string.h>
+
+#include "cpu.h"
+
+#define PASS_ROWS 256u
+
+struct ffn_job {
+	struct cpu *c;
+	struct k_buffer *y;
+	const struct k_buffer *x;
+	const struct k_weight *gate_up, *down;
+	uint32_t row, n_rows, n_used; /* of this pass; n_used 1 and no ids: dense */
+	uint32_t inter, hidden, n_pairs;
+	uint32_t n_hit;	      /* experts with rows, ascending */
+	uint32_t *expert;     /* [n_hit] */
+	uint32_t *first;      /* [n_hit + 1]: its pairs in sorted order */
+	uint32_t *next;	      /* [n_mat]: cursor of the counting sort */
+	const float **x_rows; /* [n_pairs] in sorted order: input of gate and up */
+	float **gu_rows;      /* their [2 * inter], gate becomes the activation */
+	float **out_rows;     /* and their [hidden] */
+	float *gu, *out;      /* by pair: row * n_used + choice */
+	const uint32_t *ids;
+	const float *weights;
+};
+
+/* One product for every hit expert: units of (expert, panel), shared out by what they cost. */
+struct product_job {
+	struct ffn_job *j;
+	const struct k_weight *w;
+	const float *const *x;
+	float *const *y;
+};
+
+/* Reading a panel costs about as much as multiplying it with four rows. */
+static uint64_t panel_cost(const struct ffn_job *j, uint32_t hit)
+{
+	return 4 + (j->first[hit + 1] - j->first[hit]);
+}
+
+static void product_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	const struct product_job *p = ctx;
+	const struct ffn_job *j = p->j;
+	uint32_t n_panels = weight_n_panels(p->w);
+	uint64_t total = 0, begin, end, at = 0;
+
+	for (uint32_t h = 0; h < j->n_hit; h++)
+		total += panel_cost(j, h) * n_panels;
+	begin = total * thread / n_threads;
+	end = total * (thread + 1) / n_threads;
+	for (uint32_t h = 0; h < j->n_hit; h++)
+		for (uint32_t i = 0; i < n_panels; i++, at += panel_cost(j, h)) {
+			struct tile t = {
+				.x = p->x + j->first[h],
+				.y = p->y + j->first[h],
+				.x_step = 1,
+				.n_rows = j->first[h + 1] - j->first[h],
+			};
+
+			if (at >= begin && at < end) /* a unit belongs to where it starts */
+				cpu_panel(&j->c->isa, p->w, j->expert[h], i, &t);
+		}
+}
+
+static void swiglu_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	const struct ffn_job *j = ctx;
+	uint32_t begin, end;
+
+	threads_share(j->n_pairs, thread, n_threads, &begin, &end);
+	for (uint32_t i = begin; i < end; i++)
+		j->c->isa.swiglu(j->gu_rows[i], j->gu_rows[i] + j->inter, j->inter);
+}
+
+/* y[row] += sum of weight * output, best choice first. */
+static void combine_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	const struct ffn_job *j = ctx;
+	uint32_t begin, end;
+
+	threads_share(j->n_rows, thread, n_threads, &begin, &end);
+	for (uint32_t r = begin; r < end; r++) {
+		float *sum = j->out + (size_t)r * j->n_used * j->hidden;
+		const float *w = j->weights + (size_t)(j->row + r) * j->n_used;
+
+		j->c->isa.scale(sum, w[0], j->hidden);
+		for (uint32_t i = 1; i < j->n_used; i++)
+			j->c->isa.blend(sum, sum + (size_t)i * j->hidden, w[i], 1.0f, j->hidden);
+		j->c->isa.add(buffer_row(j->y, j->row + r), sum, j->hidden);
+	}
+}
+
+static uint32_t pair_expert(const struct ffn_job *j, uint32_t pair)
+{
+	return j->ids ? j->ids[(size_t)j->row * j->n_used + pair] : 0;
+}
+
+static bool ffn_scratch(struct ffn_job *j)
+{
+	uint32_t n_mat = j->gate_up->n_mat, rows = j->c->step.n_rows;
+	uint64_t pairs = (uint64_t)(rows < PASS_ROWS ? rows : PASS_ROWS) * j->n_used;
+
+	j->expert =
+		cpu_scratch(j->c, SCRATCH_GROUPS, (3 * (uint64_t)n_mat + 1) * sizeof(*j->expert));
+	j->x_rows = cpu_scratch(j->c, SCRATCH_ROWS, 3 * pairs * sizeof(*j->x_rows));
+	j->gu = cpu_scratch(j->c, SCRATCH_A, pairs * 2 * j->inter * sizeof(*j->gu));
+	j->out = cpu_scratch(j->c, SCRATCH_B, j->ids ? pairs * j->hidden * sizeof(*j->out) : 0);
+	if (!j->expert || !j->x_rows || !j->gu || !j->out)
+		return false;
+	j->first = j->expert + n_mat;
+	j->next = j->first + n_mat + 1;
+	j->gu_rows = (float **)(j->x_rows + pairs);
+	j->out_rows = j->gu_rows + pairs;
+	return true;
+}
+
+/* Counting sort of the pass's pairs by expert, rows ascending inside an expert. */
+static void group_pairs(struct ffn_job *j)
+{
+	uint32_t n_mat = j->gate_up->n_mat, at = 0;
+
+	j->n_pairs = j->n_rows * j->n_used;
+	memset(j->next, 0, n_mat * sizeof(*j->next));
+	for (uint32_t p = 0; p < j->n_pairs; p++)
+		j->next[pair_expert(j, p)]++;
+	j->n_hit = 0;
+	for (uint32_t e = 0; e < n_mat; e++) {
+		uint32_t n = j->next[e];
+
+		j->next[e] = at;
+		if (n == 0)
+			continue;
+		j->expert[j->n_hit] = e;
+		j->first[j->n_hit++] = at;
+		at += n;
+	}
+	j->first[j->n_hit] = at;
+	for (uint32_t p = 0; p < j->n_pairs; p++) {
+		uint32_t i = j->next[pair_expert(j, p)]++;
+
+		j->x_rows[i] = buffer_row(j->x, j->row + p / j->n_used);
+		j->gu_rows[i] = j->gu + (size_t)p * 2 * j->inter;
+		j->out_rows[i] =
+			j->ids ? j->out + (size_t)p * j->hidden : buffer_row(j->y, j->row + p);
+	}
+}
+
+static void ffn_run(struct ffn_job *j)
+{
+	struct product_job gate_up = {j, j->gate_up}, down = {j, j->down};
+	uint32_t n_rows = j->c->step.n_rows;
+
+	j->inter = j->down->n_in;
+	j->hidden = j->down->n_out;
+	assert(j->gate_up->n_out == 2 * j->inter && j->gate_up->n_mat == j->down->n_mat);
+	assert(j->gate_up->n_in <= j->x->width && j->hidden <= j->y->width &&
+	       j->x->data != j->y->data);
+	if (!ffn_scratch(j))
+		return;
+	for (j->row = 0; j->row < n_rows; j->row += PASS_ROWS) {
+		j->n_rows = n_rows - j->row < PASS_ROWS ? n_rows - j->row : PASS_ROWS;
+		group_pairs(j);
+		gate_up.x = j->x_rows;
+		gate_up.y = j->gu_rows;
+		down.x = (const float *const *)j->gu_rows;
+		down.y = j->out_rows;
+		threads_run(j->c->threads, product_part, &gate_up);
+		threads_run(j->c->threads, swiglu_part, j);
+		threads_run(j->c->threads, product_part, &down);
+		if (j->ids)
+			threads_run(j->c->threads, combine_part, j);
+	}
+}
+
+void cpu_ffn(struct kernels *k, struct k_buffer *y, const struct k_buffer *x,
+	     const struct k_weight *gate_up, const struct k_weight *down)
+{
+	struct ffn_job j = {
+		.c = cpu_of(k),
+		.y = y,
+		.x = x,
+		.gate_up = gate_up,
+		.down = down,
+		.n_used = 1,
+	};
+
+	assert(gate_up->n_mat == 1);
+	ffn_run(&j);
+}
+
+void cpu_experts(struct kernels *k, struct k_buffer *y, const struct k_buffer *x,
+		 const struct k_weight *gate_up, const struct k_weight *down)
+{
+	struct cpu *c = cpu_of(k);
+	struct ffn_job j = {
+		.c = c,
+		.y = y,
+		.x = x,
+		.gate_up = gate_up,
+		.down = down,
+		.n_used = c->routed.n_used,
+		.ids = c->scratch[SCRATCH_ROUTE_IDS].data,
+		.weights = c->scratch[SCRATCH_ROUTE_WEIGHTS].data,
+	};
+
+	if (c->routed.n_rows == 0) /* route() had no memory: the step has failed already */
+		return;
+	assert(c->routed.n_rows == c->step.n_rows && c->routed.n_experts == gate_up->n_mat);
+	ffn_run(&j);
+}

@@ -1,0 +1,53 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the three attention operations share: pages, and tiles read out of them.
+ *
+ * Both paths do one tile of K_TILE_POSITIONS positions at a time, lanes side by side: a lane is one
+ * row of one head (prefill) or one head of one row (decode). Queries are packed [d][lane], so that
+ *
+ *   scores [position][lane] = tile [position][d] x queries [d][lane]
+ *   out    [lane][v]       += weights [position][lane]^T x values [position][v]
+ *
+ * are both the product of linear.c, one chain of fused multiply-adds per element; a cache row is
+ * loaded once for all lanes and nothing is summed across a vector. */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "cpu.h"
+
+#define MLA_LANES_MAX  32u
+#define ROUND_UP(x, a) (((x) + (a)-1) / (a) * (a))
+
+static inline uint8_t *mla_pool_row(const struct k_pool *p, const uint32_t *pages, uint32_t pos,
+				    uint32_t stream)
+{
+	return p->data + pages[pos / K_TILE_POSITIONS] * p->stride + p->stream_offset[stream] +
+	       (uint64_t)(pos % K_TILE_POSITIONS) * p->row_bytes;
+}
+
+/* Positions [first, first + n) of one page, as f32 rows @stride apart. */
+static inline void mla_load_tile(const struct cpu *c, const uint32_t *pages, uint32_t stream,
+				 uint32_t first, uint32_t n, uint32_t width, float *ret,
+				 size_t stride)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		const uint8_t *row = mla_pool_row(&c->pool, pages, first + i, stream);
+
+		if (c->pool.entry == K_ENTRY_BF16)
+			c->isa.load_bf16(ret + i * stride, (const uint16_t *)row, width);
+		else
+			memcpy(ret + i * stride, row, width * sizeof(*ret));
+	}
+}
+
+/* Whether the pool holds rows of this attention; if not, the step has failed. */
+static inline bool mla_pool_fits(struct cpu *c, const struct k_mla *m, uint32_t stream)
+{
+	uint32_t bytes = c->pool.entry == K_ENTRY_BF16 ? 2 : 4;
+
+	if (stream < c->pool.n_streams && c->pool.row_bytes == (m->rank + m->rope) * bytes)
+		return true;
+	c->failed = -EINVAL;
+	return false;
+}

@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Generated rows: attention over the latents themselves, W_UK and W_UV absorbed. MODEL.md §2.6.
+ * Source: DeepSeek-V3 inference/model.py, MLA.forward, "absorb".
+ *
+ *   latent queries  ql[h] = q_nope[h] W_UK[h]
+ *   units           (row, up to 16 heads, span of positions): scores, online softmax, latents added
+ *   merge           spans of a (row, heads) in ascending order, so nothing depends on threads
+ *   values          out[h] = W_UV[h] ol[h]
+ *
+ * Spans start at multiples of SPAN_TILES tiles whatever the context. Units run in waves, so that the
+ * partial sums of a long context stay small. */
+#include "mla.h"
+
+#include <math.h>
+
+#define DECODE_ROWS 64u /* rows at a time: bounds the latent queries */
+#define GROUP	    16u /* heads of a unit */
+#define SPAN_TILES  8u
+#define WAVE_MIN    64u /* units */
+
+struct decode_row {
+	uint32_t row, n_pos, n_spans; /* row of the step; positions it sees */
+	uint32_t first_unit;
+	const uint32_t *pages;
+};
+
+struct decode_job {
+	struct cpu *c;
+	struct k_buffer *out;
+	const struct k_buffer *q;
+	const struct k_weight *w_uk, *w_uv;
+	const struct k_mla *m;
+	uint32_t stream, n_rows, n_groups;
+	uint32_t n_units, wave, n_wave; /* first unit and number of units of this wave */
+	size_t tile_stride;
+	struct decode_row rows[DECODE_ROWS];
+	const float **x; /* [n_heads][DECODE_ROWS] row pointers of the two head products */
+	float **y;
+	float *ql;	  /* [n_rows][n_heads][rank], then the merged latents */
+	float *max, *sum; /* [n_rows][n_groups][GROUP], merged */
+	float *part;	  /* [n_wave][GROUP][rank], then [n_wave][2][GROUP] max and sum */
+	float *part_max;
+	float *threads;
+	size_t thread_floats;
+};
+
+struct unit {
+	const struct decode_row *row;
+	uint32_t i; /* of the row in rows[] */
+	uint32_t group, span;
+};
+
+static struct unit unit_of(const struct decode_job *j, uint32_t u)
+{
+	uint32_t i = 0;
+
+	while (i + 1 < j->n_rows && j->rows[i + 1].first_unit <= u)
+		i++;
+	u -= j->rows[i].first_unit;
+	return (struct unit){&j->rows[i], i, u / j->rows[i].n_spans, u % j->rows[i].n_spans};
+}
+
+static uint32_t group_heads(const struct decode_job *j, uint32_t group)
+{
+	uint32_t left = j->m->n_heads - group * GROUP;
+
+	return left < GROUP ? left : GROUP;
+}
+
+static float *latents(const struct decode_job *j, uint32_t i, uint32_t head)
+{
+	return j->ql + ((size_t)i * j->m->n_heads + head) * j->m->rank;
+}
+
+/* y[h] = x[h] W[h]^T for all rows: units of (head, panel). */
+struct heads_job {
+	struct decode_job *j;
+	const struct k_weight *w;
+};
+
+static void heads_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	const struct heads_job *hj = ctx;
+	const struct decode_job *j = hj->j;
+	uint32_t n_panels = weight_n_panels(hj->w), begin, end;
+
+	threads_share(j->m->n_heads * n_panels, thread, n_threads, &begin, &end);
+	for (uint32_t u = begin; u < end; u++) {
+		uint32_t h = u / n_panels;
+		struct tile t = {
+			.x = j->x + h * DECODE_ROWS,
+			.y = j->y + h * DECODE_ROWS,
+			.x_step = 1,
+			.n_rows = j->n_rows,
+		};
+
+		cpu_panel(&j->c->isa, hj->w, h, u % n_panels, &t);
+	}
+}
+
+/* queries[d][GROUP]: latent then rope, heads that do not exist are 0. */
+static void pack_queries(const struct decode_job *j, const struct unit *u, float *queries)
+{
+	const struct k_mla *m = j->m;
+	uint32_t n = group_heads(j, u->group);
+
+	if (n < GROUP)
+		memset(queries, 0, (size_t)(m->rank + m->rope) * GROUP * sizeof(*queries));
+	for (uint32_t h = 0; h < n; h++) {
+		uint32_t head = u->group * GROUP + h;
+		const float *ql = latents(j, u->i, head);
+		const float *rope =
+			buffer_row(j->q, u->row->row) + head * (m->nope + m->rope) + m->nope;
+
+		for (uint32_t i = 0; i < m->rank; i++)
+			queries[(size_t)i * GROUP + h] = ql[i];
+		for (uint32_t i = 0; i < m->rope; i++)
+			queries[(size_t)(m->rank + i) * GROUP + h] = rope[i];
+	}
+}
+
+static void attend_unit(const struct decode_job *j, const struct unit *u, uint32_t slot,
+			float *scratch)
+{
+	const struct k_mla *m = j->m;
+	uint32_t width = m->rank + m->rope, n_heads = group_heads(j, u->group);
+	float *tile = scratch, *queries = tile + K_TILE_POSITIONS * j->tile_stride;
+	float *s = queries + (size_t)width * GROUP;
+	float *acc = j->part + (size_t)slot * GROUP * m->rank;
+	float *max = j->part_max + (size_t)slot * 2 * GROUP, *sum = max + GROUP;
+	uint32_t begin = u->span * SPAN_TILES * K_TILE_POSITIONS;
+	uint32_t end = begin + SPAN_TILES * K_TILE_POSITIONS;
+	const float *tile_rows[K_TILE_POSITIONS], *weights[GROUP];
+	float *score_rows[K_TILE_POSITIONS], *acc_rows[GROUP], correction[GROUP];
+	uint32_t n_valid[GROUP];
+
+	if (end > u->row->n_pos)
+		end = u->row->n_pos;
+	for (uint32_t i = 0; i < K_TILE_POSITIONS; i++) {
+		tile_rows[i] = tile + i * j->tile_stride;
+		score_rows[i] = s + i * GROUP;
+	}
+	for (uint32_t h = 0; h < GROUP; h++) {
+		weights[h] = s + h;
+		acc_rows[h] = acc + h * m->rank;
+		max[h] = -INFINITY;
+		sum[h] = 0.0f;
+	}
+	memset(acc, 0, (size_t)GROUP * m->rank * sizeof(*acc));
+	pack_queries(j, u, queries);
+	for (uint32_t pos = begin; pos < end; pos += K_TILE_POSITIONS) {
+		uint32_t n = end - pos < K_TILE_POSITIONS ? end - pos : K_TILE_POSITIONS;
+		struct tile qk = {
+			.x = tile_rows,
+			.y = score_rows,
+			.x_step = 1,
+			.w = queries,
+			.w_step = GROUP,
+			.n_rows = n,
+			.n_cols = GROUP,
+			.n_k = width,
+		};
+		struct softmax_tile st = {s, n, GROUP, n_valid, m->scale, max, sum, correction};
+		struct tile pv = {
+			.x = weights,
+			.y = acc_rows,
+			.x_step = GROUP,
+			.w = tile,
+			.w_step = j->tile_stride,
+			.n_rows = n_heads,
+			.n_cols = m->rank,
+			.n_k = n,
+			.accumulate = true,
+		};
+
+		for (uint32_t h = 0; h < GROUP; h++)
+			n_valid[h] = n;
+		mla_load_tile(j->c, u->row->pages, j->stream, pos, n, width, tile, j->tile_stride);
+		j->c->isa.tile_f32(&qk);
+		j->c->isa.softmax_tile(&st);
+		for (uint32_t h = 0; h < n_heads; h++)
+			if (correction[h] != 1.0f)
+				j->c->isa.scale(acc_rows[h], correction[h], m->rank);
+		j->c->isa.tile_f32(&pv);
+	}
+}
+
+static void attend_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	const struct decode_job *j = ctx;
+	uint32_t begin, end;
+
+	threads_share(j->n_wave, thread, n_threads, &begin, &end);
+	for (uint32_t i = begin; i < end; i++) {
+		struct unit u = unit_of(j, j->wave + i);
+
+		attend_unit(j, &u, i, j->threads + thread * j->thread_floats);
+	}
+}
+
+/* Two partial softmaxes into one: @a becomes both. */
+static void merge_head(const struct decode_job *j, float *a, float *a_max, float *a_sum,
+		       const float *b, float b_max, float b_sum)
+{
+	float pair[2], both = b_max > *a_max ? b_max : *a_max;
+	const float maxima[2] = {*a_max, b_max};
+
+	j->c->isa.exp(pair, maxima, both, 1.0f, 2);
+	j->c->isa.blend(a, b, pair[1], pair[0], j->m->rank);
+	*a_sum = *a_sum * pair[0] + b_sum * pair[1];
+	*a_max = both;
+}
+
+/* Every unit of the wave belongs to one (row, group); a thread takes whole ones. */
+static void merge_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	const struct decode_job *j = ctx;
+	uint32_t rank = j->m->rank;
+
+	for (uint32_t i = 0; i < j->n_wave; i++) {
+		struct unit u = unit_of(j, j->wave + i);
+		size_t at = ((size_t)u.i * j->n_groups + u.group) * GROUP;
+
+		if ((u.i * j->n_groups + u.group) % n_threads != thread)
+			continue;
+		for (uint32_t h = 0; h < group_heads(j, u.group); h++) {
+			const float *part = j->part + ((size_t)i * GROUP + h) * rank;
+			const float *part_max = j->part_max + (size_t)i * 2 * GROUP + h;
+			float *merged = latents(j, u.i, u.group * GROUP + h) +
+					(size_t)j->n_rows * j->m->n_heads * rank;
+
+			if (u.span > 0) {
+				merge_head(j, merged, &j->max[at + h], &j->sum[at + h], part,
+					   part_max[0], part_max[GROUP]);
+			} else {
+				memcpy(merged, part, rank * sizeof(*part));
+				j->max[at + h] = part_max[0];
+				j->sum[at + h] = part_max[GROUP];
+			}
+			if (u.span + 1 == u.row->n_spans)
+				j->c->isa.divide(merged, j->sum[at + h], rank);
+		}
+	}
+}
+
+static bool decode_scratch(struct decode_job *j)
+{
+	const struct k_mla *m = j->m;
+	uint32_t width = m->rank + m->rope;
+	uint64_t heads = (uint64_t)j->n_rows * m->n_heads,
+		 sums = (uint64_t)j->n_rows * j->n_groups * GROUP;
+	uint64_t wave = 4 * (uint64_t)j->c->n_threads;
+
+	if (wave < WAVE_MIN)
+		wave = WAVE_MIN;
+	if (wave > j->n_units)
+		wave = j->n_units;
+	j->n_wave = (uint32_t)wave;
+	j->tile_stride = ROUND_UP(width, 16u) + 16; /* the last columns' load goes past the row */
+	j->thread_floats = K_TILE_POSITIONS * (j->tile_stride + GROUP) + (size_t)width * GROUP + 64;
+	j->x = cpu_scratch(j->c, SCRATCH_ROWS,
+			   2 * (uint64_t)m->n_heads * DECODE_ROWS * sizeof(*j->x));
+	j->ql = cpu_scratch(j->c, SCRATCH_A, 2 * heads * m->rank * sizeof(float));
+	j->max = cpu_scratch(j->c, SCRATCH_B, 2 * sums * sizeof(float));
+	j->part = cpu_scratch(j->c, SCRATCH_C, wave * GROUP * (m->rank + 2) * sizeof(float));
+	j->threads = cpu_scratch(j->c, SCRATCH_THREADS,
+				 j->c->n_threads * j->thread_floats * sizeof(float));
+	if (!j->x || !j->ql || !j->max || !j->part || !j->threads)
+		return false;
+	j->y = (float **)(j->x + (size_t)m->n_heads * DECODE_ROWS);
+	j->sum = j->max + sums;
+	j->part_max = j->part + wave * GROUP * m->rank;
+	return true;
+}
+
+static void decode_pass(struct decode_job *j)
+{
+	const struct k_mla *m = j->m;
+	struct heads_job uk = {j, j->w_uk}, uv = {j, j->w_uv};
+	uint32_t wave;
+
+	j->n_units = 0;
+	for (uint32_t i = 0; i < j->n_rows; i++) {
+		uint32_t tiles = (j->rows[i].n_pos + K_TILE_POSITIONS - 1) / K_TILE_POSITIONS;
+
+		j->rows[i].n_spans = (tiles + SPAN_TILES - 1) / SPAN_TILES;
+		j->rows[i].first_unit = j->n_units;
+		j->n_units += j->rows[i].n_spans * j->n_groups;
+	}
+	if (!decode_scratch(j))
+		return;
+	for (uint32_t h = 0; h < m->n_heads; h++)
+		for (uint32_t i = 0; i < j->n_rows; i++) {
+			j->x[h * DECODE_ROWS + i] =
+				buffer_row(j->q, j->rows[i].row) + h * (m->nope + m->rope);
+			j->y[h * DECODE_ROWS + i] = latents(j, i, h);
+		}
+	threads_run(j->c->threads, heads_part, &uk);
+	wave = j->n_wave;
+	for (j->wave = 0; j->wave < j->n_units; j->wave += wave) {
+		j->n_wave = j->n_units - j->wave < wave ? j->n_units - j->wave : wave;
+		threads_run(j->c->threads, attend_part, j);
+		threads_run(j->c->threads, merge_part, j);
+	}
+	for (uint32_t h = 0; h < m->n_heads; h++)
+		for (uint32_t i = 0; i < j->n_rows; i++) {
+			j->x[h * DECODE_ROWS + i] =
+				latents(j, i, h) + (size_t)j->n_rows * m->n_heads * m->rank;
+			j->y[h * DECODE_ROWS + i] =
+				buffer_row(j->out, j->rows[i].row) + h * m->v_head;
+		}
+	threads_run(j->c->threads, heads_part, &uv);
+}
+
+void cpu_mla_decode(struct kernels *k, struct k_buffer *out, const struct k_buffer *q,
+		    const struct k_weight *w_uk, const struct k_weight *w_uv, const struct k_mla *m,
+		    uint32_t stream)
+{
+	struct decode_job j = {
+		.c = cpu_of(k),
+		.out = out,
+		.q = q,
+		.w_uk = w_uk,
+		.w_uv = w_uv,
+		.m = m,
+		.stream = stream,
+		.n_groups = (m->n_heads + GROUP - 1) / GROUP,
+	};
+
+	assert(w_uk->n_mat == m->n_heads && w_uk->n_out == m->rank && w_uk->n_in == m->nope);
+	assert(w_uv->n_mat == m->n_heads && w_uv->n_out == m->v_head && w_uv->n_in == m->rank);
+	assert(q->width >= m->n_heads * (m->nope + m->rope) &&
+	       out->width >= m->n_heads * m->v_head);
+	if (!mla_pool_fits(j.c, m, stream))
+		return;
+	for (uint32_t s = 0; s < j.c->step.n_segments; s++) {
+		const struct k_segment *seg = &j.c->step.segments[s];
+
+		for (uint32_t i = 0; seg->generated && i < seg->n_rows; i++) {
+			j.rows[j.n_rows++] = (struct decode_row){
+				.row = seg->first_row + i,
+				.n_pos = seg->first_pos + i + 1,
+				.pages = seg->pages,
+			};
+			if (j.n_rows == DECODE_ROWS) {
+				decode_pass(&j);
+				j.n_rows = 0;
+			}
+		}
+	}
+	if (j.n_rows > 0)
+		decode_pass(&j);
+}

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The small inner kernels, written once over sixteen lanes (simd.h) and compiled per instruction
+ * set: rows.c is the scalar reference, rows_avx2.c and rows_avx512.c the others. Included by exactly
+ * those three; everything is static to them. */
+#include <math.h>
+
+#include "cpu.h"
+#include "simd.h"
+
+/* Source: MODEL.md §2.1. The sum of squares is LANES chains and a fixed tree. */
+static void rmsnorm(float *y, const float *x, const float *w, uint32_t n, float eps)
+{
+	v16 sum = v_set(0.0f), r;
+	uint32_t i;
+
+	for (i = 0; i + LANES <= n; i += LANES)
+		sum = v_fma(v_load(x + i), v_load(x + i), sum);
+	if (i < n) {
+		v16 tail = v_load_n(x + i, n - i, 0.0f);
+
+		sum = v_fma(tail, tail, sum);
+	}
+	r = v_set(1.0f / sqrtf(v_sum(sum) / (float)n + eps));
+	for (i = 0; i + LANES <= n; i += LANES)
+		v_store(y + i, v_mul(v_load(w + i), v_mul(v_load(x + i), r)));
+	if (i < n)
+		v_store_n(
+			y + i,
+			v_mul(v_load_n(w + i, n - i, 0.0f), v_mul(v_load_n(x + i, n - i, 0.0f), r)),
+			n - i);
+}
+
+static void add(float *y, const float *x, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i + LANES <= n; i += LANES)
+		v_store(y + i, v_add(v_load(y + i), v_load(x + i)));
+	for (; i < n; i++)
+		y[i] += x[i];
+}
+
+static void blend(float *y, const float *x, float a, float b, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i + LANES <= n; i += LANES)
+		v_store(y + i, v_fma(v_load(x + i), v_set(a), v_mul(v_load(y + i), v_set(b))));
+	for (; i < n; i++)
+		y[i] = fmaf(x[i], a, y[i] * b);
+}
+
+static void scale(float *y, float a, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i + LANES <= n; i += LANES)
+		v_store(y + i, v_mul(v_load(y + i), v_set(a)));
+	for (; i < n; i++)
+		y[i] *= a;
+}
+
+static void divide(float *y, float a, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i + LANES <= n; i += LANES)
+		v_store(y + i, v_div(v_load(y + i), v_set(a)));
+	for (; i < n; i++)
+		y[i] /= a;
+}
+
+static inline v16 silu(v16 z)
+{
+	return v_div(z, v_add(v_set(1.0f), v_exp(v_sub(v_set(0.0f), z))));
+}
+
+static void swiglu(float *gate, const float *up, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i + LANES <= n; i += LANES)
+		v_store(gate + i, v_mul(silu(v_load(gate + i)), v_load(up + i)));
+	if (i < n)
+		v_store_n(
+			gate + i,
+			v_mul(silu(v_load_n(gate + i, n - i, 0.0f)), v_load_n(up + i, n - i, 0.0f)),
+			n - i);
+}
+
+static void exp_row(float *y, const float *x, float max, float t, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i + LANES <= n; i += LANES)
+		v_store(y + i, v_exp(v_div(v_sub(v_load(x + i), v_set(max)), v_set(t))));
+	if (i < n)
+		v_store_n(y + i,
+			  v_exp(v_div(v_sub(v_load_n(x + i, n - i, max), v_set(max)), v_set(t))),
+			  n - i);
+}
+
+static void softmax_tile(const struct softmax_tile *a)
+{
+	const v16 hidden = v_set(-INFINITY);
+
+	for (uint32_t lane = 0; lane < a->n_lanes; lane += LANES) {
+		const uint32_t *n_valid = a->n_valid + lane;
+		v16 old = v_load(a->max + lane), max = old, correction, sum;
+
+		for (uint32_t j = 0; j < a->n_pos; j++) {
+			float *s = a->s + j * a->n_lanes + lane;
+			v16 x = v_mul(v_load(s), v_set(a->scale));
+
+			x = v_where_below(j, n_valid, x, hidden);
+			max = v_max(
+				x,
+				max); /* a NaN score leaves the maximum, and comes out as NaN below */
+			v_store(s, x);
+		}
+		correction = v_exp(v_sub(old, max));
+		sum = v_mul(v_load(a->sum + lane), correction);
+		for (uint32_t j = 0; j < a->n_pos; j++) {
+			float *s = a->s + j * a->n_lanes + lane;
+			v16 p = v_exp(v_sub(v_load(s), max));
+
+			sum = v_add(sum, p);
+			v_store(s, p);
+		}
+		v_store(a->max + lane, max);
+		v_store(a->sum + lane, sum);
+		v_store(a->correction + lane, correction);
+	}
+}
+
+static void load_bf16(float *y, const uint16_t *x, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i + LANES <= n; i += LANES)
+		v_store(y + i, v_load_bf16(x + i));
+	for (; i < n; i++)
+		y[i] = bf16_to_f32(x[i]);
+}
+
+#define ROW_OPS                                                                                    \
+	.rmsnorm = rmsnorm, .add = add, .blend = blend, .scale = scale, .divide = divide,          \
+	.swiglu = swiglu, .exp = exp_row, .softmax_tile = softmax_tile, .load_bf16 = load_bf16

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The scalar reference of every inner kernel: what the others must equal, bit for bit. */
+#include "row_ops.h"
+
+const struct cpu_isa cpu_isa_scalar = {
+	.name = "cpu-scalar",
+	.tile_f32 = linear_tile_f32_scalar,
+	.tile_bf16 = linear_tile_bf16_scalar,
+	ROW_OPS,
+};

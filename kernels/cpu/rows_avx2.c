@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define K_SIMD_AVX2
+#include "row_ops.h"
+
+const struct cpu_isa cpu_isa_avx2 = {
+	.name = "cpu-avx2",
+	.tile_f32 = linear_tile_f32_avx2,
+	.tile_bf16 = linear_tile_bf16_avx2,
+	ROW_OPS,
+};

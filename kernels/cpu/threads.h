@@ -1,0 +1,26 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A fork-join team: the caller and n - 1 workers run one function, then all are done. */
+#include <stdint.h>
+
+struct threads;
+
+/* @thread is 0 for the caller, up to @n_threads - 1. */
+typedef void (*threads_fn)(void *ctx, uint32_t thread, uint32_t n_threads);
+
+/** threads_new() - n >= 1; 1 makes no thread. Return: 0; -ENOMEM; -errno of thread creation. */
+int threads_new(struct threads **ret, uint32_t n);
+struct threads *threads_free(struct threads *t);
+uint32_t threads_count(const struct threads *t);
+/** threads_run() - fork and join. Thread: one caller, never from inside @fn. */
+void threads_run(struct threads *t, threads_fn fn, void *ctx);
+/** threads_cpus() - CPUs this process may run on, at least 1. */
+uint32_t threads_cpus(void);
+
+/* The contiguous share of [0, n) that belongs to @thread: [ret_begin, ret_end). */
+static inline void threads_share(uint32_t n, uint32_t thread, uint32_t n_threads,
+				 uint32_t *ret_begin, uint32_t *ret_end)
+{
+	*ret_begin = (uint32_t)((uint64_t)n * thread / n_threads);
+	*ret_end = (uint32_t)((uint64_t)n * (thread + 1) / n_threads);
+}

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real dsd on a private socket, and a plain protocol client: protobuf over AF_UNIX, nothing of
+libdsclient, so that the wire itself is what is tested."""
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+BUILD = os.environ["DSD_BUILD"]  # the meson build directory
+SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_generated = os.path.join(BUILD, "tests", "daemon", "proto")
+
+
+def _load_proto():
+    os.makedirs(_generated, exist_ok=True)
+    if not os.path.exists(os.path.join(_generated, "dsd_pb2.py")) or os.path.getmtime(
+            os.path.join(_generated, "dsd_pb2.py")) < os.path.getmtime(os.path.join(SOURCE, "proto/dsd.proto")):
+        subprocess.run(["protoc", "--proto_path", os.path.join(SOURCE, "proto"), "--proto_path", "/usr/include",
+                        "--python_out", _generated, "dsd.proto", "options.proto"], check=True,
+                       cwd=os.path.join(SOURCE, "proto"))
+    sys.path.insert(0, _generated)
+    import dsd_pb2
+    return dsd_pb2
+
+
+pb = _load_proto()
+
+
+class Closed(Exception):
+    """The daemon ended the connection."""
+
+
+class Client:
+    def __init__(self, path, hello=True, timeout=30):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(timeout)
+        self.sock.connect(path)
+        self.buffer = b""
+        if hello:
+            self.send(1, hello=pb.Hello(protocol=1, client="test"))
+            self.hello = self.recv().hello
+
+    def send(self, id, **message):
+        data = pb.ClientFrame(id=id, **message).SerializeToString()
+        self.sock.sendall(struct.pack("<I", len(data)) + data)
+
+    def send_raw(self, data):
+        self.sock.sendall(data)
+
+    def _read(self, n):
+        while len(self.buffer) < n:
+            try:
+                piece = self.sock.recv(65536)
+            except ConnectionResetError:
+                piece = b""
+            if not piece:
+                raise Closed()
+            self.buffer += piece
+        data, self.buffer = self.buffer[:n], self.buffer[n:]
+        return data
+
+    def recv(self):
+        (n,) = struct.unpack("<I", self._read(4))
+        frame = pb.ServerFrame()
+        frame.ParseFromString(self._read(n))
+        return frame
+
+    def close(self):
+        self.sock.close()
+
+    # Whole dialogues -----------------------------------------------------------------------------
+
+    def generate(self, text=None, ids=None, chat=None, id=7, model=None, resume=None, **sampling):
+        """Send a Generate and read it to its end."""
+        self.start(text, ids, chat, id, model, resume, **sampling)
+        return self.finish(id)
+
+    def start(self, text=None, ids=None, chat=None, id=7, model=None, resume=None, **sampling):
+        g = pb.Generate(sampling=pb.Sampling(**sampling))
+        if text is not None:
+            g.text = text if isinstance(text, bytes) else text.encode()
+        if ids is not None:
+            g.ids.ids.extend(ids)
+            g.ids.SetInParent()
+        if chat is not None:
+            for role, words in chat:
+                g.chat.messages.add(role=role, text=words.encode())
+        if model is not None:
+            g.model = model
+        if resume is not None:
+            g.resume.CopyFrom(resume)
+        self.send(id, generate=g)
+
+    def finish(self, id=7):
+        return Answer(self, id)
+
+    def score(self, text=None, ids=None, logprobs=None, id=8):
+        s = pb.Score()
+        if text is not None:
+            s.text = text.encode()
+        if ids is not None:
+            s.ids.ids.extend(ids)
+        if logprobs is not None:
+            s.logprobs = logprobs
+        self.send(id, score=s)
+        tokens = []
+        while True:
+            f = self.recv()
+            if f.WhichOneof("msg") == "error":
+                return f.error
+            tokens += f.score.tokens
+            if f.score.last:
+                return tokens
+
+    def stats(self):
+        self.send(9, stats=pb.StatsRequest())
+        return self.recv().stats
+
+    def models(self):
+        self.send(9, models=pb.ModelsRequest())
+        return self.recv().models.models
+
+
+class Answer:
+    """All events of one Generate."""
+
+    def __init__(self, client, id):
+        self.started = self.error = self.usage = None
+        self.choices = {}
+        while self.error is None and self.usage is None:
+            f = client.recv()
+            assert f.id == id, f
+            kind = f.WhichOneof("msg")
+            if kind == "started":
+                self.started = f.started
+            elif kind == "delta":
+                c = self.choices.setdefault(f.delta.choice, Choice())
+                c.add(f.delta)
+            elif kind == "done":
+                self.usage = f.done.usage
+            elif kind == "error":
+                self.error = f.error
+            else:
+                raise AssertionError(f)
+
+    def __getattr__(self, name):  # text, ids, finish, logprobs of the first choice
+        if name.startswith("__") or name == "choices":
+            raise AttributeError(name)
+        return getattr(self.choices[0], name)
+
+
+class Choice:
+    def __init__(self):
+        self.ids, self.text, self.finish, self.logprobs = [], b"", None, []
+
+    def add(self, delta):
+        self.ids += delta.ids
+        self.text += delta.text
+        self.logprobs += delta.logprobs
+        if delta.HasField("finish"):
+            self.finish = delta.finish
+
+
+class Daemon:
+    """dsd in the foreground in a directory of its own; gone with the `with` block."""
+
+    def __init__(self, *options, fake=True, model=None, env=None, wait=True, state=None):
+        self.dir = tempfile.mkdtemp(prefix="dsdtest-")
+        self.socket = os.path.join(self.dir, "dsd.sock")
+        self.log = os.path.join(self.dir, "log")
+        self.args = [os.path.join(BUILD, "daemon", "dsd"), "--config", os.path.join(self.dir, "none.conf"),
+                     "--socket", self.socket, "--state", state or os.path.join(self.dir, "state")]
+        if fake:
+            self.args.append("--fake-worker")
+        if model:
+            self.args += ["--model", model]
+        self.args += options
+        self.env = dict(os.environ, **(env or {}))
+        self.process = None
+        self.start(wait)
+
+    def start(self, wait=True):
+        self.process = subprocess.Popen(self.args, stderr=open(self.log, "ab"), env=self.env,
+                                        stdin=subprocess.DEVNULL)
+        if wait:
+            self.wait_ready()
+
+    def wait_socket(self, seconds=30):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise AssertionError("dsd left with %d: %s" % (self.process.returncode, self.read_log()))
+            if os.path.exists(self.socket):
+                try:
+                    return self.client()
+                except (ConnectionRefusedError, FileNotFoundError, Closed):
+                    pass
+            time.sleep(0.01)
+        raise AssertionError("no socket: " + self.read_log())
+
+    def wait_ready(self, seconds=120):
+        c = self.wait_socket()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            states = [m.state for m in c.models()]
+            if pb.STATE_LOADING not in states:
+                break
+            time.sleep(0.02)
+        c.close()
+        assert pb.STATE_READY in states, self.read_log()
+
+    def client(self, **kw):
+        return Client(self.socket, **kw)
+
+    def worker_pid(self):
+        c = self.client()
+        pid = c.stats().models[0].worker_pid
+        c.close()
+        return pid
+
+    def read_log(self):
+        with open(self.log, errors="replace") as f:
+            return f.read()
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def stop(self):
+        if self.alive():
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(30)
+        return code
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        try:
+            if self.alive():
+                self.stop()
+        finally:
+            if self.alive():
+                self.process.kill()
+                self.process.wait()
+            shutil.rmtree(self.dir, ignore_errors=True)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generate, Score, Tokenize, Detokenize over the wire, against the fake worker: what must hold of the
+broker whatever the model is."""
+import time
+
+import pytest
+
+from dsdtest import pb
+
+
+def test_greedy_repeats_itself(client):
+    a = client.generate("hello", max_tokens=64, temperature=0, ignore_eos=True)
+    b = client.generate("hello", max_tokens=64, temperature=0, ignore_eos=True)
+    assert len(a.ids) == 64 and a.ids == b.ids and a.text == b.text
+
+
+def test_seed_repeats_itself_and_choices_differ(client):
+    how = dict(max_tokens=64, temperature=0.8, seed=7, ignore_eos=True)
+    a = client.generate("hello", **how)
+    assert a.ids == client.generate("hello", **how).ids
+    assert a.ids != client.generate("hello", **dict(how, seed=8)).ids
+    both = client.generate("hello", n=2, **how)
+    assert both.choices[0].ids == a.ids and both.choices[1].ids != a.ids
+    assert both.usage.completion_tokens == 128
+
+
+def test_started_comes_first_and_says_what_runs(client):
+    client.start("hello", max_tokens=3, seed=5)
+    f = client.recv()
+    assert f.WhichOneof("msg") == "started" and f.started.seed == 5
+    assert f.started.prompt_tokens == 6 and len(f.started.model_digest) == 32  # begin token counted
+    assert client.finish().usage.prompt_tokens == 6
+
+
+def test_absent_seed_is_drawn_and_told(client):
+    a = client.generate("hello", max_tokens=32, temperature=1, ignore_eos=True)
+    b = client.generate("hello", max_tokens=32, temperature=1, ignore_eos=True)
+    assert a.started.seed != b.started.seed and a.ids != b.ids
+    assert a.ids == client.generate("hello", max_tokens=32, temperature=1, ignore_eos=True,
+                                    seed=a.started.seed).ids
+
+
+def test_streams_of_one_connection_are_told_apart(client):
+    prompts = {10 + i: "prompt %d" % i for i in range(8)}
+    alone = {i: client.generate(p, max_tokens=50, temperature=0).ids for i, p in prompts.items()}
+    for i, p in prompts.items():
+        client.start(p, id=i, max_tokens=50, temperature=0)
+    got, left = {i: [] for i in prompts}, set(prompts)
+    while left:
+        f = client.recv()
+        if f.WhichOneof("msg") == "delta":
+            got[f.id] += f.delta.ids
+        elif f.WhichOneof("msg") == "done":
+            left.remove(f.id)
+    assert got == alone
+
+
+def test_end_token_ends_the_answer_and_is_not_part_of_it(client):
+    a = client.generate("hello", max_tokens=4000, temperature=0)
+    assert a.finish == pb.FINISH_EOS and 257 not in a.ids
+    assert a.usage.completion_tokens == len(a.ids) + 1
+
+
+def test_stop_string_ends_the_answer_before_itself(client):
+    whole = client.generate("hello", max_tokens=64, temperature=0, ignore_eos=True).text
+    stop = whole[10:14]
+    a = client.generate("hello", max_tokens=64, temperature=0, ignore_eos=True, stop=[stop])
+    assert a.finish == pb.FINISH_STOP and a.text == whole[:whole.index(stop)]
+
+
+def test_stop_string_that_never_completes_holds_nothing_back(client):
+    whole = client.generate("hello", max_tokens=20, temperature=0, ignore_eos=True).text
+    a = client.generate("hello", max_tokens=20, temperature=0, ignore_eos=True, stop=[whole[-2:] + b"\x01"])
+    assert a.text == whole and a.finish == pb.FINISH_LENGTH
+
+
+def test_logprobs_come_with_each_token(client):
+    a = client.generate("hello", max_tokens=8, temperature=0, ignore_eos=True, logprobs=3)
+    assert [t.id for t in a.logprobs] == a.ids and all(len(t.top) == 3 for t in a.logprobs)
+    assert all(t.logprob <= 0 and t.top[0].logprob >= t.top[1].logprob for t in a.logprobs)
+    assert client.generate("hello", max_tokens=8, temperature=0).logprobs == []
+
+
+def test_score_has_a_logprob_for_every_token_but_the_first(client):
+    tokens = client.score("hello")
+    assert [t.id for t in tokens] == [256] + list(b"hello")
+    assert not tokens[0].HasField("logprob") and all(t.HasField("logprob") for t in tokens[1:])
+    assert [t.id for t in client.score(ids=[104, 105])] == [104, 105]
+
+
+def test_score_longer_than_a_frame_comes_in_parts(client):
+    text = "abcdefg" * 1000
+    assert len(client.score(text, logprobs=20)) == 7001
+
+
+def test_cancel_ends_the_stream_and_frees_its_pages(fake, client):
+    client.start("hello", id=3, max_tokens=8000, ignore_eos=True)
+    assert client.recv().WhichOneof("msg") == "started"
+    client.send(4, cancel=pb.Cancel(target=3))
+    a = client.finish(3)
+    assert a.error.code == pb.CODE_CANCELLED
+    for _ in range(100):
+        m = client.stats().models[0]
+        if m.pages_used == 0 and m.running == 0:
+            break
+        time.sleep(0.02)
+    assert (m.pages_used, m.running) == (0, 0)
+    assert client.generate("hello", id=3, max_tokens=2).error is None  # the id is free again
+
+
+def test_cancel_of_a_finished_request_says_nothing(client):
+    client.generate("hello", id=3, max_tokens=2)
+    client.send(4, cancel=pb.Cancel(target=3))
+    assert client.generate("hello", id=5, max_tokens=2).error is None
+
+
+def test_tokenize_and_detokenize_are_inverse(client):
+    data = bytes(range(256)) * 3
+    client.send(5, tokenize=pb.Tokenize(text=data))
+    ids = client.recv().tokenize.ids
+    client.send(6, detokenize=pb.Detokenize(ids=pb.Ids(ids=ids)))
+    assert client.recv().detokenize.text == data
+
+
+def test_a_mebibyte_of_text_is_tokenized_off_the_loop_in_parts(client):
+    client.send(5, tokenize=pb.Tokenize(text=b"x" * 1000000))
+    client.send(6, tokenize=pb.Tokenize(text=b"y"))
+    ids, last, short = [], False, None
+    while not last or short is None:
+        f = client.recv()
+        if f.id == 6:
+            short = list(f.tokenize.ids)
+        else:
+            ids += f.tokenize.ids
+            last = f.tokenize.last
+    assert ids == [120] * 1000000 and short == [121]
+
+
+def test_resume_goes_on_with_the_same_tokens(client):
+    for how in (dict(temperature=0), dict(temperature=0.9, seed=11)):
+        whole = client.generate("hello", max_tokens=200, ignore_eos=True, **how)
+        for cut in (1, 63, 64, 199):
+            resume = pb.Resume(generated_ids=whole.ids[:cut], seed=whole.started.seed,
+                               model_digest=whole.started.model_digest)
+            rest = client.generate("hello", max_tokens=200, ignore_eos=True, resume=resume, **how)
+            assert rest.ids == whole.ids[cut:] and rest.text == whole.text[cut:]
+            assert rest.usage.prompt_tokens == 6
+
+
+def test_resume_with_another_model_is_refused(client):
+    resume = pb.Resume(generated_ids=[100], seed=1, model_digest=b"\0" * 32)
+    assert client.generate("hello", max_tokens=9, resume=resume).error.code == pb.CODE_FAILED_PRECONDITION
+
+
+def test_max_tokens_stops_at_the_context(client):
+    a = client.generate("x" * 8100, max_tokens=100000, temperature=0, ignore_eos=True)
+    assert a.finish == pb.FINISH_LENGTH and len(a.ids) == 8192 - 8101
+
+
+@pytest.mark.parametrize("field", ["suffix", "deadline_ms", "reuse_generated", "priority"])
+def test_what_is_not_there_yet_is_refused_by_name(client, field):
+    values = dict(suffix=b"x", deadline_ms=5, reuse_generated=True, priority=pb.PRIORITY_BATCH)
+    client.send(5, generate=pb.Generate(text=b"x", **{field: values[field]}))
+    e = client.recv().error
+    assert e.code == pb.CODE_UNIMPLEMENTED and field in e.message

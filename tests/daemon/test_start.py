@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting and stopping: two daemons, stale sockets, options and configuration."""
+import os
+import signal
+import socket
+import subprocess
+import time
+
+from dsdtest import BUILD, Client, Daemon, pb
+
+DSD = os.path.join(BUILD, "daemon", "dsd")
+
+
+def run(*args):
+    p = subprocess.run([DSD, *args], capture_output=True, text=True, timeout=30)
+    return p.returncode, p.stdout, p.stderr
+
+
+def test_a_second_daemon_on_the_same_state_leaves_with_75(tmp_path):
+    with Daemon(state=str(tmp_path / "state")):
+        code, _, err = run("--fake-worker", "--socket", str(tmp_path / "s"), "--state", str(tmp_path / "state"))
+        assert code == 75 and "another dsd holds" in err
+
+
+def test_a_socket_that_answers_is_never_taken_away(tmp_path):
+    with Daemon() as d:
+        code, _, err = run("--fake-worker", "--socket", d.socket, "--state", str(tmp_path / "state"))
+        assert code == 75 and "serves" in err
+        assert d.client().generate("hello", max_tokens=2).error is None
+
+
+def test_a_stale_socket_is_replaced():
+    with Daemon() as d:
+        os.kill(d.process.pid, signal.SIGKILL)
+        d.process.wait()
+        assert os.path.exists(d.socket)
+        d.start()
+        assert d.client().generate("hello", max_tokens=2).error is None
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
+    path = tmp_path / "precious"
+    path.write_text("mine")
+    code, _, err = run("--fake-worker", "--socket", str(path), "--state", str(tmp_path / "state"))
+    assert code == 1 and "is no socket" in err and path.read_text() == "mine"
+
+
+def test_the_socket_and_the_state_have_their_modes(tmp_path):
+    with Daemon(state=str(tmp_path / "state")) as d:
+        assert os.stat(d.socket).st_mode & 0o777 == 0o660
+        assert os.stat(tmp_path / "state").st_mode & 0o777 == 0o700
+
+
+def test_sigterm_with_streams_running_leaves_at_once_and_nothing_behind():
+    with Daemon(env={"DSD_FAKE_STEP_USEC": "1000"}) as d:
+        worker = d.worker_pid()
+        c = d.client()
+        c.start("hello", max_tokens=8000, ignore_eos=True)
+        c.recv()
+        assert d.stop() == 0 and not os.path.exists(d.socket)
+        assert not os.path.exists("/proc/%d" % worker)
+
+
+def test_a_worker_does_not_outlive_a_killed_daemon():
+    with Daemon() as d:
+        worker = d.worker_pid()
+        d.process.kill()
+        d.process.wait()
+        for _ in range(200):
+            if not os.path.exists("/proc/%d" % worker):
+                break
+            time.sleep(0.02)
+        assert not os.path.exists("/proc/%d" % worker)
+
+
+def test_bad_options_are_named(tmp_path):
+    for args, words in ((["--set", "pool.size=lots"], "pool.size=lots: want a number"),
+                        (["--set", "pool.sise=1"], "no key"),
+                        (["--set", "worker.weights=f16"], "want one of auto, f32, bf16"),
+                        (["--model", "/srv/x:a b"], "model name \"a b\""),
+                        (["--nonsense"], "")):
+        code, _, err = run(*args)
+        assert code in (1, 2) and words in err, (args, err)
+
+
+def test_check_config_prints_every_key_with_drop_ins_applied(tmp_path):
+    (tmp_path / "dsd.conf").write_text("[sched]\nslots = 5\n[model.tiny]\npath=/srv/tiny\nshare = 0.5\n")
+    (tmp_path / "dsd.conf.d").mkdir()
+    (tmp_path / "dsd.conf.d" / "10-a.conf").write_text("[sched]\nslots = 6\n")
+    (tmp_path / "dsd.conf.d" / "20-b.conf").write_text("[sched]\nslots = 7\n")
+    code, out, _ = run("--config", str(tmp_path / "dsd.conf"), "--set", "pool.size=64M", "--check-config")
+    assert code == 0
+    assert "sched.slots=7\n" in out and "pool.size=67108864\n" in out
+    assert "model.tiny.path=/srv/tiny\n" in out and "model.tiny.share=0.5\n" in out
+    (tmp_path / "dsd.conf.d" / "30-c.conf").write_text("[sched]\nslots = 0\n")
+    code, _, err = run("--config", str(tmp_path / "dsd.conf"), "--check-config")
+    assert code == 2 and "30-c.conf line 2" in err and "want a number from 1 to 256" in err
+
+
+def test_systemd_sockets_are_taken_over_and_readiness_is_told(tmp_path):
+    """As systemd does it: descriptor 3 is the listening socket, NOTIFY_SOCKET hears READY."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notify.bind(str(tmp_path / "notify"))
+    notify.settimeout(20)
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(listener.fileno(), 3)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", NOTIFY_SOCKET=str(tmp_path / "notify"))
+        os.execv(DSD, [DSD, "--fake-worker", "--state", str(tmp_path / "state")])
+    try:
+        words = ""
+        while "READY=1" not in words:
+            words += notify.recv(4096).decode() + "\n"
+        c = Client(str(tmp_path / "s"))
+        assert c.hello.state == pb.STATE_READY
+        os.kill(pid, signal.SIGTERM)
+        while "STOPPING=1" not in words:
+            words += notify.recv(4096).decode() + "\n"
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        pid = 0
+        assert os.path.exists(tmp_path / "s")  # systemd's, not ours to remove
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
