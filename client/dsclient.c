@@ -27,7 +27,7 @@
 #include "internal.h"
 
 #define READ_BYTES     (64u << 10) /* room made for each read */
-#define READS_PER_CALL 16	   /* so that one busy connection does not hold up an event loop */
+#define READS_PER_CALL 16          /* so that one busy connection does not hold up an event loop */
 
 int dsc_fail(struct dsc *c, int r, enum dsc_code code, const char *fmt, ...)
 {

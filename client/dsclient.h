@@ -33,14 +33,14 @@ extern "C" {
 
 #define DSC_SOCKET_DEFAULT "/run/dsd/dsd.sock"
 
-struct dsc;	   /* a connection */
+struct dsc;        /* a connection */
 struct dsc_stream; /* a request under way */
 
 /* Why a request failed, as the daemon says it. */
 enum dsc_code {
 	DSC_CODE_NONE = 0,
-	DSC_CODE_INVALID_ARGUMENT = 1,	  /* mend the request */
-	DSC_CODE_NOT_FOUND = 2,		  /* no model of that name */
+	DSC_CODE_INVALID_ARGUMENT = 1,    /* mend the request */
+	DSC_CODE_NOT_FOUND = 2,           /* no model of that name */
 	DSC_CODE_FAILED_PRECONDITION = 3, /* not now or not here */
 	DSC_CODE_RESOURCE_EXHAUSTED = 4,  /* later, or smaller */
 	DSC_CODE_RETRYABLE = 5, /* a worker or the daemon went away: the same may succeed */
@@ -81,34 +81,34 @@ struct dsc_stop {
 };
 
 /* Bits of dsc_request.set: which of the numbers are meant. The others come from the model. */
-#define DSC_SET_MAX_TOKENS	   (UINT64_C(1) << 0)
-#define DSC_SET_MIN_TOKENS	   (UINT64_C(1) << 1)
-#define DSC_SET_TEMPERATURE	   (UINT64_C(1) << 2)
-#define DSC_SET_TOP_K		   (UINT64_C(1) << 3)
-#define DSC_SET_TOP_P		   (UINT64_C(1) << 4)
-#define DSC_SET_MIN_P		   (UINT64_C(1) << 5)
-#define DSC_SET_SEED		   (UINT64_C(1) << 6)
+#define DSC_SET_MAX_TOKENS         (UINT64_C(1) << 0)
+#define DSC_SET_MIN_TOKENS         (UINT64_C(1) << 1)
+#define DSC_SET_TEMPERATURE        (UINT64_C(1) << 2)
+#define DSC_SET_TOP_K              (UINT64_C(1) << 3)
+#define DSC_SET_TOP_P              (UINT64_C(1) << 4)
+#define DSC_SET_MIN_P              (UINT64_C(1) << 5)
+#define DSC_SET_SEED               (UINT64_C(1) << 6)
 #define DSC_SET_REPETITION_PENALTY (UINT64_C(1) << 7)
 #define DSC_SET_PRESENCE_PENALTY   (UINT64_C(1) << 8)
 #define DSC_SET_FREQUENCY_PENALTY  (UINT64_C(1) << 9)
-#define DSC_SET_N		   (UINT64_C(1) << 10)
-#define DSC_SET_LOGPROBS	   (UINT64_C(1) << 11)
-#define DSC_SET_PRIORITY	   (UINT64_C(1) << 12)
-#define DSC_SET_DEADLINE_MS	   (UINT64_C(1) << 13)
+#define DSC_SET_N                  (UINT64_C(1) << 10)
+#define DSC_SET_LOGPROBS           (UINT64_C(1) << 11)
+#define DSC_SET_PRIORITY           (UINT64_C(1) << 12)
+#define DSC_SET_DEADLINE_MS        (UINT64_C(1) << 13)
 /* Switches: set is on. */
 #define DSC_SET_IGNORE_EOS (UINT64_C(1) << 32) /* go on after an end token */
-#define DSC_SET_ECHO	   (UINT64_C(1) << 33) /* the prompt is part of the answer */
+#define DSC_SET_ECHO       (UINT64_C(1) << 33) /* the prompt is part of the answer */
 #define DSC_SET_PARSE_SPECIAL                                                                      \
 	(UINT64_C(1) << 34) /* control tokens written out in text become ids */
-#define DSC_SET_ADD_BOS		(UINT64_C(1) << 35) /* dsc_tokenize: put the begin token first */
-#define DSC_SET_SKIP_SPECIAL	(UINT64_C(1) << 36) /* dsc_detokenize: leave control tokens out */
+#define DSC_SET_ADD_BOS         (UINT64_C(1) << 35) /* dsc_tokenize: put the begin token first */
+#define DSC_SET_SKIP_SPECIAL    (UINT64_C(1) << 36) /* dsc_detokenize: leave control tokens out */
 #define DSC_SET_REUSE_GENERATED (UINT64_C(1) << 37) /* cached pages of generated tokens may serve */
 
 /* Everything a request can say; which call reads what is said there. Start from DSC_REQUEST_INIT. All memory
  * stays the caller's and may go once the call has returned. Ranges are the daemon's to check. */
 struct dsc_request {
-	size_t size;	   /* of the struct as the caller knows it; DSC_REQUEST_INIT sets it */
-	uint64_t set;	   /* DSC_SET_* */
+	size_t size;       /* of the struct as the caller knows it; DSC_REQUEST_INIT sets it */
+	uint64_t set;      /* DSC_SET_* */
 	const char *model; /* NULL: the only or first model */
 	uint32_t prompt;   /* enum dsc_prompt: which of the next three it is */
 	uint32_t priority; /* enum dsc_priority */
@@ -124,17 +124,17 @@ struct dsc_request {
 	size_t n_stop;
 	const struct dsc_bias *logit_bias;
 	size_t n_logit_bias;
-	uint64_t seed;	     /* not set: drawn, and told in DSC_EVENT_STARTED */
+	uint64_t seed;       /* not set: drawn, and told in DSC_EVENT_STARTED */
 	uint32_t max_tokens; /* not set: what the context leaves */
 	uint32_t min_tokens;
 	float temperature; /* 0 is greedy */
-	uint32_t top_k;	   /* 0: off */
-	float top_p;	   /* 1: off */
-	float min_p;	   /* 0: off */
+	uint32_t top_k;    /* 0: off */
+	float top_p;       /* 1: off */
+	float min_p;       /* 0: off */
 	float repetition_penalty;
 	float presence_penalty;
 	float frequency_penalty;
-	uint32_t n;	   /* choices */
+	uint32_t n;        /* choices */
 	uint32_t logprobs; /* the chosen token's and so many of the best */
 	uint32_t deadline_ms;
 };
@@ -172,7 +172,7 @@ struct dsc_token {
 
 struct dsc_usage {
 	uint32_t prompt_tokens;
-	uint32_t cached_tokens;	    /* of them found in the pool */
+	uint32_t cached_tokens;     /* of them found in the pool */
 	uint32_t completion_tokens; /* of all choices, end tokens counted */
 	uint64_t queue_usec, prefill_usec, decode_usec;
 };
@@ -219,10 +219,10 @@ struct dsc_stats_reply {
 };
 
 enum dsc_event_type {
-	DSC_EVENT_STARTED = 1,	/* generate: first */
-	DSC_EVENT_TEXT = 2,	/* a piece of one choice, or of a detokenized text */
+	DSC_EVENT_STARTED = 1,  /* generate: first */
+	DSC_EVENT_TEXT = 2,     /* a piece of one choice, or of a detokenized text */
 	DSC_EVENT_FINISHED = 3, /* one choice has ended */
-	DSC_EVENT_TOKENS = 4,	/* tokenize: ids; score: tokens */
+	DSC_EVENT_TOKENS = 4,   /* tokenize: ids; score: tokens */
 	DSC_EVENT_MODELS = 5,
 	DSC_EVENT_STATS = 6,
 	DSC_EVENT_DONE = 7,  /* the last event of a request that did what was asked */

@@ -55,7 +55,7 @@ struct buffer {
 };
 
 struct dsc {
-	int fd;	    /* negative once the connection has ended */
+	int fd;     /* negative once the connection has ended */
 	int failed; /* negative errno: why it has */
 	enum dsc_code failed_code;
 	uint64_t next_id;

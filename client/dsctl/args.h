@@ -33,9 +33,9 @@ struct arg_option {
 	const char *value; /* what --help calls its value; NULL: it has none */
 	const char *help;
 	enum arg_kind kind;
-	size_t offset;	   /* of the variable in the verb's struct */
+	size_t offset;     /* of the variable in the verb's struct */
 	size_t set_offset; /* of the uint64_t that bits go into */
-	uint64_t bits;	   /* 0: nothing goes there */
+	uint64_t bits;     /* 0: nothing goes there */
 };
 
 /* What every verb gets. */

@@ -249,7 +249,8 @@ static int print_text(struct session *s, struct dsc_stream *stream)
 		if (e->type == DSC_EVENT_ERROR) {
 			status = session_status(s);
 		} else if (e->type == DSC_EVENT_TEXT && e->choice == 0 && e->text_bytes > 0) {
-			out_text(e->text, e->text_bytes);
+			if (!out_text(e->text, e->text_bytes))
+				status = STATUS_FAILED;
 			last = e->text[e->text_bytes - 1];
 		} else if (e->choice > 0 && dsc_result_add(others, e) < 0) {
 			status = say(STATUS_FAILED, "out of memory");

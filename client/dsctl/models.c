@@ -26,9 +26,8 @@ static const struct arg_option options[] = {
 /* $DSD_WORKER, beside dsctl, where a build tree has it, where it is installed. */
 static int find_worker(char ret[static PATH_MAX])
 {
-	static const char *const beside[] = {"dsd-worker", "../../daemon/worker/dsd-worker",
-					     "../../daemon/broker/dsd-worker",
-					     "../../daemon/dsd-worker"};
+	static const char *const beside[] = {"dsd-worker", "../../daemon/dsd-worker",
+					     "../../daemon/worker/dsd-worker"};
 	const char *env = getenv("DSD_WORKER");
 	char self[PATH_MAX];
 	ssize_t n;
@@ -141,9 +140,9 @@ static void fill_line(struct libscols_line *line, const struct dsc_model *m)
 
 static int print_table(const struct dsc_event *e)
 {
-	static const char *const columns[] = {"NAME",	 "STATE",    "ARCH",	 ">PARAMS",
+	static const char *const columns[] = {"NAME",    "STATE",    "ARCH",     ">PARAMS",
 					      ">ACTIVE", ">WEIGHTS", ">CONTEXT", ">KV/TOKEN",
-					      "DIGEST",	 NULL};
+					      "DIGEST",  NULL};
 	struct libscols_table *table = table_new(columns);
 
 	if (!table)

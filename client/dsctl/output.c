@@ -26,14 +26,13 @@ int out_finish(int status)
 {
 	if (fflush(stdout) == 0 && !ferror(stdout))
 		return status;
-	return say(status == STATUS_OK ? STATUS_FAILED : status, "writing standard output: %s",
-		   strerror(errno));
+	return say(status == STATUS_OK ? STATUS_FAILED : status,
+		   "standard output could not be written in full");
 }
 
-void out_text(const char *text, size_t n)
+bool out_text(const char *text, size_t n)
 {
-	fwrite(text, 1, n, stdout);
-	fflush(stdout);
+	return fwrite(text, 1, n, stdout) == n && fflush(stdout) == 0;
 }
 
 void out_end_line(char last)

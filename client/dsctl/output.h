@@ -21,8 +21,8 @@ enum status {
 int say(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /** out_finish() - the status, or 1 and a sentence where standard output could not be written. */
 int out_finish(int status);
-/** out_text() - bytes as they are, at once. */
-void out_text(const char *text, size_t n);
+/** out_text() - bytes as they are, at once. False: they could not be written; out_finish() says so. */
+bool out_text(const char *text, size_t n);
 /** out_end_line() - a newline, if a terminal would otherwise stay in mid-line. */
 void out_end_line(char last);
 

@@ -13,7 +13,7 @@
 #include "output.h"
 #include "verbs.h"
 
-#define POLL_MS	  100  /* between looks at a daemon that is starting or loading */
+#define POLL_MS   100  /* between looks at a daemon that is starting or loading */
 #define ANSWER_MS 5000 /* without --wait: a daemon that is there answers at once */
 
 struct ping {
@@ -174,7 +174,7 @@ static int run(const struct global *global, void *data, char **args, size_t n_ar
 		take_look(&look, global->socket,
 			  end == INT64_MAX   ? -1
 			  : left > INT32_MAX ? INT32_MAX
-			  : left > 0	     ? (int)left
+			  : left > 0         ? (int)left
 					     : 0);
 		if (look.error < 0 ? !may_come(look.error) : look.state != DSC_STATE_LOADING)
 			break;

@@ -9,7 +9,7 @@ struct global;
 struct session {
 	struct dsc *c;
 	const char *path;
-	int signal_fd;	  /* SIGINT */
+	int signal_fd;    /* SIGINT */
 	bool interrupted; /* it came */
 };
 

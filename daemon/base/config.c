@@ -18,7 +18,10 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 
-#define CONFIG_FILE_MAX (1u << 20)
+#define CONFIG_FILE_MAX    (1u << 20)
+/* inih cuts what is longer and takes the rest of a line for a line: such input is refused instead. */
+#define CONFIG_LINE_MAX    198u
+#define CONFIG_SECTION_MAX 48u
 
 enum kind { KIND_BYTES, KIND_COUNT, KIND_WORD };
 
@@ -33,6 +36,7 @@ struct key {
 
 static const char *const entry_words[] = { "f32", "bf16", "int8", "auto", NULL };
 static const char *const weight_words[] = { "auto", "f32", "bf16", NULL };
+static const char *const backend_words[] = { "auto", "uring", "epoll", NULL };
 static const char *const level_words[] = { "emerg", "alert", "crit", "error", "warning",
 					   "notice", "info",  "debug", NULL };
 
@@ -57,6 +61,8 @@ static const struct key keys[] = {
 	{ "conn.max", KIND_COUNT, FIELD(conn_max), 1, 100000, NULL, "connections" },
 	{ "conn.max_per_uid", KIND_COUNT, FIELD(conn_max_per_uid), 1, 100000, NULL,
 	  "connections of one user" },
+	{ "io.backend", KIND_WORD, FIELD(io_backend), 0, 2, backend_words,
+	  "how the kernel is asked; auto: io_uring, and epoll where that is refused" },
 	{ "log.level", KIND_WORD, FIELD(log_level), 0, 7, level_words, "how much is logged" },
 };
 
@@ -161,6 +167,7 @@ static int set_model_key(struct config *c, const char *key, const char *value, s
 {
 	const char *name = key + strlen("model."), *last = strrchr(name, '.');
 	struct config_model *m;
+	double share;
 	char *end;
 
 	if (!last || (strcmp(last, ".path") != 0 && strcmp(last, ".share") != 0))
@@ -175,10 +182,11 @@ static int set_model_key(struct config *c, const char *key, const char *value, s
 		strcpy(m->path, value);
 		return 0;
 	}
-	m->share = strtod(value, &end);
-	if (end == value || *end || !(m->share > 0 && m->share <= 1))
+	share = strtod(value, &end);
+	if (end == value || *end || !(share > 0 && share <= 1))
 		return error_set(err, -EINVAL, "%.100s=%.32s: want a share above 0, at most 1", key,
 				 value);
+	m->share = share;
 	return 0;
 }
 
@@ -218,6 +226,11 @@ static int on_line(void *user, const char *section, const char *name, const char
 
 	if (p->r < 0)
 		return 1;
+	if (strlen(section) > CONFIG_SECTION_MAX || strlen(name) > CONFIG_SECTION_MAX) {
+		p->r = error_set(p->err, -EINVAL, "[%s] %s: want names of at most %u bytes", section,
+				 name, CONFIG_SECTION_MAX);
+		return 0;
+	}
 	if ((size_t)snprintf(key, sizeof(key), "%s.%s", section, name) >= sizeof(key)) {
 		p->r = error_set(p->err, -EINVAL, "a key of more than %zu bytes", sizeof(key) - 1);
 		return 0;
@@ -226,17 +239,37 @@ static int on_line(void *user, const char *section, const char *name, const char
 	return p->r == 0;
 }
 
+static int check_lines(const char *name, const char *text, size_t n, struct error *err)
+{
+	unsigned line = 1;
+
+	for (size_t at = 0; at < n; line++) {
+		const char *end = memchr(text + at, '\n', n - at);
+		size_t len = end ? (size_t)(end - text) - at : n - at;
+
+		if (len > CONFIG_LINE_MAX)
+			return error_set(err, -EINVAL,
+					 "%.200s line %u: %zu bytes, want at most %u (--set takes more)", name,
+					 line, len, CONFIG_LINE_MAX);
+		at += len + 1;
+	}
+	return 0;
+}
+
 int config_parse(struct config *c, const char *name, const char *text, size_t n, struct error *err)
 {
 	_cleanup_(freep) char *copy = NULL;
 	struct parse p = { .c = c, .name = name, .err = err };
-	int line;
+	int line, r;
 
 	if (n > CONFIG_FILE_MAX)
 		return error_set(err, -EFBIG, "%.200s: %zu bytes, want at most %u", name, n,
 				 CONFIG_FILE_MAX);
 	if (memchr(text, 0, n))
 		return error_set(err, -EINVAL, "%.200s: holds a zero byte", name);
+	r = check_lines(name, text, n, err);
+	if (r < 0)
+		return r;
 	copy = strndup(text, n);
 	if (!copy)
 		return -ENOMEM;

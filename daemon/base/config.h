@@ -30,6 +30,7 @@ struct config {
 	uint32_t worker_cpu_mask;
 	uint32_t worker_context; /* limit on the context; 0: the model's own */
 	uint32_t conn_max, conn_max_per_uid;
+	uint32_t io_backend; /* enum io_backend */
 	uint32_t log_level;
 	uint32_t n_models;
 	struct config_model models[CONFIG_MODELS_MAX];

@@ -71,6 +71,12 @@ struct io {
 
 /** io_uring_new() - the io_uring backend; -ENOSYS, -EPERM: refused here, take another. */
 int io_uring_new(struct io **ret, struct error *err);
+/** io_epoll_new() - the epoll backend. */
+int io_epoll_new(struct io **ret, struct error *err);
+
+enum io_backend { IO_AUTO, IO_URING, IO_EPOLL, _IO_BACKEND_MAX };
+/** io_new() - a real backend; IO_AUTO: io_uring, and epoll where that is refused. */
+int io_new(struct io **ret, enum io_backend backend, struct error *err);
 
 static inline struct io *io_free(struct io *io)
 {

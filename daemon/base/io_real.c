@@ -14,6 +14,21 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/error.h"
+#include "base/log.h"
+
+int io_new(struct io **ret, enum io_backend backend, struct error *err)
+{
+	int r;
+
+	if (backend == IO_EPOLL)
+		return io_epoll_new(ret, err);
+	r = io_uring_new(ret, err);
+	if (r == 0 || backend == IO_URING)
+		return r;
+	log_notice("epoll instead of io_uring: %s", error_text(err, r));
+	return io_epoll_new(ret, err);
+}
 
 uint64_t io_real_now_usec(struct io *io)
 {

@@ -271,7 +271,7 @@ static int run(const struct options *o, struct error *err)
 		if (lock < 0)
 			return lock;
 	}
-	r = io_uring_new(&io, err);
+	r = io_new(&io, (enum io_backend)o->cfg.io_backend, err);
 	if (r < 0)
 		return r;
 	r = server_init(&s, io, &o->cfg, find_worker(worker), o->fake_worker, err);

@@ -48,7 +48,7 @@ struct model {
 	int pidfd, control;
 	bool result_polled, pid_polled, control_polled;
 	uint64_t born_usec, retry_usec; /* retry: 0: none is due */
-	uint32_t starts, deaths, deaths_in_row;
+	uint32_t starts, deaths, deaths_in_row, load_deaths;
 	char stage[64];
 	float progress;
 
@@ -302,6 +302,13 @@ static int spawn_worker(struct model *m, struct error *err)
 	return r < 0 ? error_set(err, r, "watching a worker: %m") : 0;
 }
 
+/* A failure that another try would meet again. A worker that is gone is none: its pidfd tells more. */
+static void model_failed(struct model *m, int r, const struct error *err)
+{
+	if (r < 0 && ((r != -EPIPE && r != -ECONNRESET) || m->pidfd < 0))
+		model_set_state(m, DSD__STATE__STATE_DEGRADED, error_text(err, r));
+}
+
 void model_start(struct model *m)
 {
 	const struct config *cfg = &m->server->cfg;
@@ -329,8 +336,7 @@ void model_start(struct model *m)
 		if (r < 0)
 			error_set(&err, r, "telling the worker to load: %m");
 	}
-	if (r < 0)
-		model_set_state(m, DSD__STATE__STATE_DEGRADED, error_text(&err, r));
+	model_failed(m, r, &err);
 }
 
 static void model_set_state(struct model *m, Dsd__State state, const char *reason)
@@ -531,6 +537,7 @@ static void on_ready(struct model *m)
 		 (double)h->n_params / 1e6, pool_n_pages(m->pool),
 		 (unsigned long long)pool_geometry(m->pool)->stride, page_entry_name(h->entry));
 	m->progress = 1;
+	m->load_deaths = 0;
 	model_set_state(m, DSD__STATE__STATE_READY, "");
 	model_kick(m);
 }
@@ -608,7 +615,7 @@ void model_on_control(struct model *m, uint32_t generation)
 		else
 			r = take_control(m, &msg, fd, &err);
 		if (r < 0) {
-			model_set_state(m, DSD__STATE__STATE_DEGRADED, error_text(&err, r));
+			model_failed(m, r, &err);
 			return;
 		}
 	}
@@ -647,6 +654,7 @@ void model_on_pid(struct model *m, uint32_t generation)
 	if (now - m->born_usec > CALM_USEC)
 		m->deaths_in_row = 0;
 	m->deaths_in_row++;
+	m->load_deaths += m->state == DSD__STATE__STATE_LOADING;
 	if (status > 128)
 		snprintf(text, sizeof(text), "the worker was killed by signal %d (%s)", status - 128,
 			 sigabbrev_np(status - 128) ?: "?");
@@ -656,7 +664,7 @@ void model_on_pid(struct model *m, uint32_t generation)
 	drop_channel(m);
 	if (s->stopping || m->state == DSD__STATE__STATE_DEGRADED)
 		return;
-	if (m->state == DSD__STATE__STATE_LOADING && m->deaths_in_row >= LOAD_DEATHS_MAX) {
+	if (m->load_deaths >= LOAD_DEATHS_MAX) {
 		model_set_state(m, DSD__STATE__STATE_DEGRADED, text);
 		return;
 	}

@@ -15,6 +15,10 @@
 #include "base/error.h"
 #include "base/io.h"
 
+struct asked {
+	uint32_t slot, position;
+};
+
 struct channel {
 	struct io *io;
 	struct channel_shape shape;
@@ -24,6 +28,8 @@ struct channel {
 	uint64_t seq;               /* number of the last step */
 	uint64_t seq_of[CHANNEL_DEPTH];
 	uint32_t rows_of[CHANNEL_DEPTH];
+	struct channel_row *rows; /* of the step being built: ours, the worker gets a copy */
+	struct asked *asked;      /* CHANNEL_DEPTH * max_rows: the rows whose answer we want */
 	struct channel_result_row *copy;
 };
 
@@ -52,8 +58,10 @@ int channel_new(struct channel **ret, struct io *io, uint32_t n_slots, uint32_t 
 	c->result_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (c->step_event < 0 || c->result_event < 0)
 		return error_set(err, -errno, "eventfd of a channel: %m");
+	c->rows = io_alloc(io, (size_t)max_rows * sizeof(*c->rows));
+	c->asked = io_alloc(io, (size_t)CHANNEL_DEPTH * max_rows * sizeof(*c->asked));
 	c->copy = io_alloc(io, (size_t)max_rows * sizeof(*c->copy));
-	if (!c->copy)
+	if (!c->rows || !c->asked || !c->copy)
 		return -ENOMEM;
 	h = (struct channel_header *)c->base;
 	memcpy(h->magic, CHANNEL_MAGIC, sizeof(h->magic));
@@ -82,6 +90,8 @@ struct channel *channel_free(struct channel *c)
 	fd_close(c->fd);
 	fd_close(c->step_event);
 	fd_close(c->result_event);
+	free(c->rows);
+	free(c->asked);
 	free(c->copy);
 	free(c);
 	return NULL;
@@ -133,15 +143,15 @@ struct channel_row *channel_begin_step(struct channel *c)
 {
 	if (channel_in_flight(c) >= CHANNEL_DEPTH)
 		return NULL;
-	return channel_step_rows(channel_step(c->base, &c->shape, c->n_posted));
+	return c->rows;
 }
 
 uint64_t channel_post_step(struct channel *c, uint32_t n_rows)
 {
 	struct channel_header *h = (struct channel_header *)c->base;
 	struct channel_step *step = channel_step(c->base, &c->shape, c->n_posted);
-	const struct channel_row *rows = channel_step_rows(step);
 	uint32_t i = c->n_posted % CHANNEL_DEPTH;
+	struct asked *asked = c->asked + (size_t)i * c->shape.max_rows;
 
 	assert(n_rows > 0 && n_rows <= c->shape.max_rows && channel_in_flight(c) < CHANNEL_DEPTH);
 	step->seq = ++c->seq;
@@ -149,7 +159,10 @@ uint64_t channel_post_step(struct channel *c, uint32_t n_rows)
 	c->seq_of[i] = c->seq;
 	c->rows_of[i] = 0;
 	for (uint32_t k = 0; k < n_rows; k++)
-		c->rows_of[i] += rows[k].flags != 0;
+		if (c->rows[k].flags)
+			asked[c->rows_of[i]++] =
+				(struct asked){ c->rows[k].slot, c->rows[k].position };
+	memcpy(channel_step_rows(step), c->rows, n_rows * sizeof(*c->rows));
 	c->n_posted++;
 	atomic_store_explicit(&h->steps.tail, c->n_posted, memory_order_release);
 	/* Order against the worker's "asleep, then look at tail once more". */
@@ -166,10 +179,13 @@ static bool logprob_ok(float x)
 
 static int check_rows(const struct channel *c, uint32_t n, uint32_t n_vocab, struct error *err)
 {
+	const struct asked *asked =
+		c->asked + (size_t)(c->n_taken % CHANNEL_DEPTH) * c->shape.max_rows;
+
 	for (uint32_t i = 0; i < n; i++) {
 		const struct channel_result_row *row = &c->copy[i];
 
-		if (row->slot >= c->shape.n_slots || row->position >= c->shape.max_tokens ||
+		if (row->slot != asked[i].slot || row->position != asked[i].position ||
 		    row->token >= n_vocab || row->n_top > CHANNEL_TOP_MAX || !logprob_ok(row->logprob))
 			return error_set(err, -EBADMSG,
 					 "the worker answered with slot %u, position %u, token %u",

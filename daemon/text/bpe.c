@@ -9,262 +9,225 @@
 #include "text/encode.h"
 #include "text/vocab_impl.h"
 
-#define NONE UINT32_MAX
-
 /* Up to here looking at every pair for every merge is faster than keeping a queue. */
 #define SHORT_PIECE 32
 
-/* More than this is not kept from one text to the next. */
-#define KEEP_BYTES (4u << 20)
+/* Kept from one text to the next: enough for a piece of 1 MiB. */
+#define KEEP_BYTES (32u << 20)
 
-/* A symbol of the piece; dead once merged into its left neighbour (rank NONE, nobody links to it). */
-struct symbol {
-	uint32_t id, prev, next;
-	uint32_t rank; /* of the pair it makes with the next one; MERGE_NONE */
-};
+/* A symbol of the piece, in the slot of its first byte, as one word (bit-fields would be written and read
+ * in different widths, which is slow):
+ *
+ *   63              34  33       32    20  19      0
+ *  │ rank of the pair │ queued │  length  │   id    │
+ *
+ * The pair is the one with the next symbol; rank RANK_NONE when it does not merge; queued: it is in the
+ * queue. The slot of its last byte has the length too, so that the neighbour on the right finds it; the
+ * slots between are stale, with RANK_NONE. */
+typedef uint64_t symbol;
+#define SYMBOL_ID_BITS	20
+#define SYMBOL_LEN_BITS 13
+#define SYMBOL_QUEUED	(UINT64_C(1) << 33)
+#define RANK_NONE	((1u << 30) - 1)
 
-/* A position in a run. It may be stale: the pair that stands there now has another rank. */
-struct place {
-	uint32_t symbol, next;
-};
+_Static_assert(IMAGE_VOCAB_MAX <= 1u << SYMBOL_ID_BITS, "an id fits");
+_Static_assert(IMAGE_TOKEN_LEN_MAX < 1u << SYMBOL_LEN_BITS, "a length fits");
+_Static_assert(IMAGE_MERGES_MAX < RANK_NONE, "a rank fits");
 
-struct run {
-	uint32_t rank, head, tail; /* places; NONE: empty */
-	uint32_t next_free;
-};
+static inline symbol symbol_make(uint32_t id, size_t len, uint32_t rank)
+{
+	return (uint64_t)rank << 34 | (uint64_t)len << SYMBOL_ID_BITS | id;
+}
+static inline uint32_t symbol_id(symbol s)
+{
+	return s & ((1u << SYMBOL_ID_BITS) - 1);
+}
+static inline size_t symbol_len(symbol s)
+{
+	return s >> SYMBOL_ID_BITS & ((1u << SYMBOL_LEN_BITS) - 1);
+}
+static inline uint32_t symbol_rank(symbol s)
+{
+	return (uint32_t)(s >> 34);
+}
 
-struct heap_item {
-	uint64_t key; /* rank << 32 | symbol of the head */
-	uint32_t run;
-};
-
-/* One piece being merged. At any time at most 2n places are in use: n - 1 at the start, and a merge takes
- * one out and puts two in, and there are at most n - 1 merges. A run has at least one place. */
-struct queue {
+/* One piece being merged. The heap has (rank << 32 | position) of queued pairs, the least at [0], four
+ * children to a parent. Its pairs may be stale: the pair that stands at the position now has another
+ * rank. A pair is queued at most once in its life and at most 3n pairs ever exist: n - 1 at the start,
+ * and two more with each of at most n - 1 merges. So 3n items are enough. */
+struct piece {
 	const struct vocab *v;
-	struct symbol *symbols;
-	struct place *places;
-	struct run *runs;
-	struct heap_item *heap;
-	uint32_t *open_run;
-	uint32_t n_places, n_runs, n_heap; /* used so far */
-	uint32_t free_place, free_run;
+	symbol *symbols;
+	uint64_t *heap;
+	size_t n_heap;
+	size_t n; /* bytes */
 };
 
 void bpe_scratch_done(struct bpe_scratch *s)
 {
 	free(s->memory);
-	free(s->open_run);
 	*s = (struct bpe_scratch){};
 }
 
-#define BYTES_PER_SYMBOL                                                                           \
-	(sizeof(struct symbol) +                                                                   \
-	 2 * (sizeof(struct place) + sizeof(struct run) + sizeof(struct heap_item)))
-
 void bpe_scratch_trim(struct bpe_scratch *s)
 {
-	if (s->n_alloc <= KEEP_BYTES / BYTES_PER_SYMBOL)
-		return;
-	free(s->memory);
-	s->memory = NULL;
-	s->n_alloc = 0;
+	if (s->n_alloc > KEEP_BYTES / BPE_BYTES_PER_BYTE)
+		bpe_scratch_done(s);
 }
 
-static int scratch_reserve(struct bpe_scratch *s, uint32_t n_ranks, size_t n)
+static int scratch_reserve(struct bpe_scratch *s, size_t n)
 {
-	if (s->n_ranks < n_ranks) {
-		uint32_t *p = reallocarray(s->open_run, n_ranks, sizeof(*p));
-
-		if (!p)
-			return -ENOMEM;
-		for (uint32_t i = s->n_ranks; i < n_ranks; i++)
-			p[i] = NONE;
-		s->open_run = p;
-		s->n_ranks = n_ranks;
-	}
-	if (s->n_alloc < n) {
-		size_t want = MAX(n, 2 * s->n_alloc);
-
-		free(s->memory);
-		s->n_alloc = 0;
-		s->memory = reallocarray(NULL, want, BYTES_PER_SYMBOL);
-		if (!s->memory)
-			return -ENOMEM;
-		s->n_alloc = want;
-	}
+	if (n <= s->n_alloc)
+		return 0;
+	if (n < KEEP_BYTES / BPE_BYTES_PER_BYTE)
+		n = MAX(n, 2 * s->n_alloc);
+	bpe_scratch_done(s);
+	s->memory = reallocarray(NULL, n, BPE_BYTES_PER_BYTE);
+	if (!s->memory)
+		return -ENOMEM;
+	s->n_alloc = n;
 	return 0;
 }
 
-static void heap_push(struct queue *q, uint32_t run)
+/* Puts @key into the hole at @i or above it. */
+static inline void heap_fill(uint64_t *heap, size_t i, uint64_t key)
 {
-	struct heap_item item = {.run = run};
-	uint32_t i = q->n_heap++;
-
-	item.key = (uint64_t)q->runs[run].rank << 32 | q->places[q->runs[run].head].symbol;
-	while (i > 0 && q->heap[(i - 1) / 2].key > item.key) {
-		q->heap[i] = q->heap[(i - 1) / 2];
-		i = (i - 1) / 2;
+	while (i > 0 && heap[(i - 1) / 4] > key) {
+		heap[i] = heap[(i - 1) / 4];
+		i = (i - 1) / 4;
 	}
-	q->heap[i] = item;
+	heap[i] = key;
 }
 
-static uint32_t heap_pop(struct queue *q)
+static void heap_push(struct piece *p, uint64_t key)
 {
-	uint32_t run = q->heap[0].run, i = 0;
-	struct heap_item item = q->heap[--q->n_heap];
+	heap_fill(p->heap, p->n_heap++, key);
+}
 
-	for (;;) {
-		uint32_t child = 2 * i + 1;
+/* The hole left by the least sinks to the bottom, whatever fills it: which child is least is then the only
+ * question, and it is answered without branches, which nobody could predict. */
+static uint64_t heap_pop(struct piece *p)
+{
+	uint64_t *heap = p->heap, least = heap[0];
+	size_t n = --p->n_heap, i = 0, child;
 
-		if (child + 1 < q->n_heap && q->heap[child + 1].key < q->heap[child].key)
-			child++;
-		if (child >= q->n_heap || q->heap[child].key >= item.key)
-			break;
-		q->heap[i] = q->heap[child];
-		i = child;
+	for (child = 1; child + 3 < n; child = 4 * i + 1) {
+		const uint64_t *c = heap + child;
+		size_t a = c[1] < c[0], b = 2 + (c[3] < c[2]);
+		size_t best = a + (b - a) * (c[b] < c[a]);
+
+		heap[i] = c[best];
+		i = child + best;
 	}
-	q->heap[i] = item;
-	return run;
+	if (child < n) {
+		size_t best = child;
+
+		while (++child < n)
+			best = heap[child] < heap[best] ? child : best;
+		heap[i] = heap[best];
+		i = best;
+	}
+	heap_fill(heap, i, heap[n]);
+	return least;
 }
 
-static uint32_t place_new(struct queue *q, uint32_t symbol)
+/* Rank of the pair of @id and the symbol at @next, which may be the end. */
+static inline uint32_t pair_rank(const struct piece *p, uint32_t id, size_t next)
 {
-	uint32_t i = q->free_place;
-
-	if (i != NONE)
-		q->free_place = q->places[i].next;
-	else
-		i = q->n_places++;
-	q->places[i] = (struct place){.symbol = symbol, .next = NONE};
-	return i;
+	if (next == p->n)
+		return RANK_NONE;
+	return vocab_merge(p->v, id, symbol_id(p->symbols[next]))->rank & RANK_NONE;
 }
 
-static uint32_t run_new(struct queue *q, uint32_t rank, uint32_t place)
+/* Queues the pair at @at if it merges and neither neighbouring pair, at @prev and @next, is to be merged
+ * before it. */
+static inline void queue_pair(struct piece *p, size_t prev, size_t at, size_t next)
 {
-	uint32_t i = q->free_run;
+	symbol s = p->symbols[at];
+	uint32_t rank = symbol_rank(s);
 
-	if (i != NONE)
-		q->free_run = q->runs[i].next_free;
-	else
-		i = q->n_runs++;
-	q->runs[i] = (struct run){.rank = rank, .head = place, .tail = place};
-	return i;
-}
-
-/* Takes the first symbol off a run. */
-static uint32_t run_take(struct queue *q, struct run *run)
-{
-	uint32_t place = run->head, symbol = q->places[place].symbol;
-
-	run->head = q->places[place].next;
-	q->places[place].next = q->free_place;
-	q->free_place = place;
-	return symbol;
-}
-
-static void run_free(struct queue *q, uint32_t i)
-{
-	struct run *run = &q->runs[i];
-
-	if (q->open_run[run->rank] == i)
-		q->open_run[run->rank] = NONE;
-	run->next_free = q->free_run;
-	q->free_run = i;
-}
-
-/* Looks up the pair that starts at @symbol and queues it if it merges. */
-static void queue_pair(struct queue *q, uint32_t symbol)
-{
-	struct symbol *s = &q->symbols[symbol];
-	uint32_t place, open;
-
-	s->rank = s->next == NONE ? MERGE_NONE
-				  : vocab_merge(q->v, s->id, q->symbols[s->next].id)->rank;
-	if (s->rank == MERGE_NONE)
+	if (rank == RANK_NONE || (s & SYMBOL_QUEUED) ||
+	    (prev < at && symbol_rank(p->symbols[prev]) <= rank) ||
+	    symbol_rank(p->symbols[next]) < rank)
 		return;
-	place = place_new(q, symbol);
-	open = q->open_run[s->rank];
-	/* A run that is being taken from may be empty for the moment: its tail is no longer its own. */
-	if (open != NONE && q->runs[open].head != NONE &&
-	    q->places[q->runs[open].tail].symbol <= symbol) {
-		q->places[q->runs[open].tail].next = place;
-		q->runs[open].tail = place;
-		return;
+	p->symbols[at] = s | SYMBOL_QUEUED;
+	heap_push(p, (uint64_t)rank << 32 | at);
+}
+
+/* The symbol to the left, or @at itself at the start. */
+static inline size_t prev_of(const struct piece *p, size_t at)
+{
+	return at ? at - symbol_len(p->symbols[at - 1]) : 0;
+}
+
+static inline size_t next_of(const struct piece *p, size_t at)
+{
+	return at + symbol_len(p->symbols[at]);
+}
+
+static void merge_at(struct piece *p, size_t at)
+{
+	size_t right = next_of(p, at), next = next_of(p, right);
+	size_t prev = prev_of(p, at), before = prev_of(p, prev);
+	uint32_t id = p->v->im.merges[symbol_rank(p->symbols[at])].result;
+
+	/* RANK_NONE makes what the queue has of the symbol on the right stale for good. */
+	p->symbols[right] = p->symbols[next - 1] = symbol_make(0, next - at, RANK_NONE);
+	p->symbols[at] = symbol_make(id, next - at, pair_rank(p, id, next));
+	if (prev < at) {
+		uint32_t prev_id = symbol_id(p->symbols[prev]);
+
+		p->symbols[prev] = symbol_make(prev_id, at - prev, pair_rank(p, prev_id, at));
 	}
-	open = run_new(q, s->rank, place);
-	q->open_run[s->rank] = open;
-	heap_push(q, open);
+
+	/* Only these four can have come to be first among their neighbours. */
+	if (before < prev)
+		queue_pair(p, prev_of(p, before), before, prev);
+	if (prev < at)
+		queue_pair(p, before, prev, at);
+	queue_pair(p, prev, at, next);
+	if (next < p->n)
+		queue_pair(p, at, next, next_of(p, next));
 }
 
-static void merge_at(struct queue *q, uint32_t symbol)
+static int encode_long(const struct vocab *v, struct bpe_scratch *scratch, const uint8_t *text,
+		       size_t n, struct ids *ret)
 {
-	struct symbol *left = &q->symbols[symbol], *right = &q->symbols[left->next];
-
-	left->id = q->v->im.merges[left->rank].result;
-	left->next = right->next;
-	right->rank = MERGE_NONE;
-	if (left->next != NONE)
-		q->symbols[left->next].prev = symbol;
-	if (left->prev != NONE)
-		queue_pair(q, left->prev);
-	queue_pair(q, symbol);
-}
-
-/* Merges what the first run of the queue names, until it is empty or another one comes before it. */
-static void queue_step(struct queue *q)
-{
-	uint32_t i = heap_pop(q);
-	uint32_t rank = q->runs[i].rank;
-
-	while (q->runs[i].head != NONE) {
-		uint64_t key = (uint64_t)rank << 32 | q->places[q->runs[i].head].symbol;
-		uint32_t symbol;
-
-		if (q->n_heap > 0 && q->heap[0].key < key) {
-			heap_push(q, i);
-			return;
-		}
-		symbol = run_take(q, &q->runs[i]);
-		if (q->symbols[symbol].rank == rank)
-			merge_at(q, symbol);
-	}
-	run_free(q, i);
-}
-
-static int encode_long(const struct vocab *v, struct bpe_scratch *s, const uint32_t *id, size_t n,
-		       struct ids *ret)
-{
-	struct queue q = {.v = v, .free_place = NONE, .free_run = NONE};
+	struct piece p = {.v = v, .n = n};
 	int r;
 
-	r = scratch_reserve(s, v->im.h->n_merges, n);
+	r = scratch_reserve(scratch, n + 1);
 	if (r < 0)
 		return r;
-	q.heap = s->memory; /* the strictest alignment first */
-	q.symbols = (struct symbol *)(q.heap + 2 * n);
-	q.runs = (struct run *)(q.symbols + n);
-	q.places = (struct place *)(q.runs + 2 * n);
-	q.open_run = s->open_run;
-	for (uint32_t i = 0; i < n; i++)
-		q.symbols[i] = (struct symbol){
-			.id = id[i], .prev = i ? i - 1 : NONE, .next = i + 1 < n ? i + 1 : NONE};
-	for (uint32_t i = 0; i < n; i++)
-		queue_pair(&q, i);
-	while (q.n_heap > 0)
-		queue_step(&q);
-	for (uint32_t i = 0; i != NONE; i = q.symbols[i].next) {
-		r = ids_push(ret, q.symbols[i].id);
+	p.symbols = scratch->memory;
+	p.heap = scratch->memory + n + 1;
+	p.symbols[n] = symbol_make(0, 1, RANK_NONE); /* what the last pair has on its right */
+	for (size_t i = n; i-- > 0;)
+		p.symbols[i] = symbol_make(v->byte_id[text[i]], 1,
+					   pair_rank(&p, v->byte_id[text[i]], i + 1));
+	for (size_t i = 0; i < n; i++)
+		queue_pair(&p, i ? i - 1 : 0, i, i + 1);
+	while (p.n_heap > 0) {
+		uint64_t key = heap_pop(&p);
+
+		if (symbol_rank(p.symbols[(uint32_t)key]) == key >> 32)
+			merge_at(&p, (uint32_t)key);
+	}
+	for (size_t at = 0; at < n; at = next_of(&p, at)) {
+		r = ids_push(ret, symbol_id(p.symbols[at]));
 		if (r < 0)
 			return r;
 	}
 	return 0;
 }
 
-static int encode_short(const struct vocab *v, uint32_t *id, size_t n, struct ids *ret)
+static int encode_short(const struct vocab *v, const uint8_t *text, size_t n, struct ids *ret)
 {
 	const struct merge_slot *pair[SHORT_PIECE];
+	uint32_t id[SHORT_PIECE];
 
+	for (size_t i = 0; i < n; i++)
+		id[i] = v->byte_id[text[i]];
 	for (size_t i = 0; i + 1 < n; i++)
 		pair[i] = vocab_merge(v, id[i], id[i + 1]);
 	while (n > 1) {
@@ -287,8 +250,10 @@ static int encode_short(const struct vocab *v, uint32_t *id, size_t n, struct id
 	return ids_append(ret, id, n);
 }
 
-int bpe_encode(const struct vocab *v, struct bpe_scratch *s, uint32_t *id, size_t n,
+int bpe_encode(const struct vocab *v, struct bpe_scratch *s, const uint8_t *text, size_t n,
 	       struct ids *ret)
 {
-	return n <= SHORT_PIECE ? encode_short(v, id, n, ret) : encode_long(v, s, id, n, ret);
+	if (n == 1)
+		return ids_push(ret, v->byte_id[*text]);
+	return n <= SHORT_PIECE ? encode_short(v, text, n, ret) : encode_long(v, s, text, n, ret);
 }

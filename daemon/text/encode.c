@@ -12,13 +12,8 @@
 #include "text/vocab.h"
 #include "text/vocab_impl.h"
 
-/* The same for the symbols of a piece: more than this is not kept. */
-#define KEEP_SYMBOLS (1u << 18)
-
 struct encode_scratch {
 	struct bpe_scratch bpe;
-	uint32_t *symbols;
-	size_t n_symbols;
 };
 
 /* What stays the same through one encode_text(). */
@@ -71,73 +66,30 @@ struct encode_scratch *encode_scratch_free(struct encode_scratch *s)
 	if (!s)
 		return NULL;
 	bpe_scratch_done(&s->bpe);
-	free(s->symbols);
 	free(s);
 	return NULL;
-}
-
-static int symbols_reserve(struct encode_scratch *s, size_t n)
-{
-	size_t want = MAX(MAX(n, 2 * s->n_symbols), (size_t)1024);
-
-	if (n <= s->n_symbols)
-		return 0;
-	free(s->symbols);
-	s->n_symbols = 0;
-	s->symbols = reallocarray(NULL, want, sizeof(s->symbols[0]));
-	if (!s->symbols)
-		return -ENOMEM;
-	s->n_symbols = want;
-	return 0;
-}
-
-static void scratch_trim(struct encode_scratch *s)
-{
-	bpe_scratch_trim(&s->bpe);
-	if (s->n_symbols > KEEP_SYMBOLS) {
-		free(s->symbols);
-		s->symbols = NULL;
-		s->n_symbols = 0;
-	}
-}
-
-static int byte_id(const struct job *j, size_t at, uint32_t *ret)
-{
-	*ret = j->v->byte_id[j->text[at]];
-	if (*ret == IMAGE_NONE)
-		return error_set(j->err, -EILSEQ,
-				 "byte 0x%02x at position %zu: the vocabulary has no token for it",
-				 j->text[at], at);
-	return 0;
 }
 
 /* text[from..to), each byte its own id. */
 static int encode_each_byte(const struct job *j, size_t from, size_t to)
 {
 	for (size_t at = from; at < to; at++) {
-		uint32_t id;
-		int r = byte_id(j, at, &id);
+		uint32_t id = j->v->byte_id[j->text[at]];
+		int r;
 
-		if (r == 0)
-			r = ids_push(j->ids, id);
+		if (id == IMAGE_NONE)
+			return error_set(
+				j->err, -EILSEQ,
+				"byte 0x%02x at position %zu: the vocabulary has no token for it",
+				j->text[at], at);
+		r = ids_push(j->ids, id);
 		if (r < 0)
 			return r;
 	}
 	return 0;
 }
 
-static int encode_piece(const struct job *j, size_t from, size_t to)
-{
-	int r = symbols_reserve(j->s, to - from);
-
-	for (size_t at = from; at < to && r == 0; at++)
-		r = byte_id(j, at, &j->s->symbols[at - from]);
-	if (r < 0)
-		return r;
-	return bpe_encode(j->v, &j->s->bpe, j->s->symbols, to - from, j->ids);
-}
-
-/* Well-formed text[from..to). */
+/* Well-formed text[from..to); vocab_new() has seen to it that each of its bytes has a token. */
 static int encode_utf8(const struct job *j, size_t from, size_t to)
 {
 	struct split split;
@@ -145,7 +97,8 @@ static int encode_utf8(const struct job *j, size_t from, size_t to)
 
 	split_init(&split, j->v->im.h->splitter, j->text + from, to - from);
 	while (split_next(&split, &piece, &piece_end)) {
-		int r = encode_piece(j, from + piece, from + piece_end);
+		int r = bpe_encode(j->v, &j->s->bpe, j->text + from + piece, piece_end - piece,
+				   j->ids);
 
 		if (r < 0)
 			return r;
@@ -229,7 +182,7 @@ int encode_text(const struct vocab *v, struct encode_scratch *s, const void *tex
 	}
 	r = encode_parts(&(struct job){v, s, text, ret, err},
 			 flags & ENCODE_PARSE_SPECIAL ? &v->all : &v->text, n);
-	scratch_trim(s);
+	bpe_scratch_trim(&s->bpe);
 	if (r == 0 && (flags & ENCODE_BOS) && h->add_bos)
 		r = insert_bos(ret, n_before, h->bos);
 	if (r < 0)

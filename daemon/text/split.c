@@ -66,6 +66,8 @@ static bool in_ranges(const struct range *ranges, size_t n, uint32_t cp)
 {
 	size_t lo = 0, hi = n;
 
+	if (cp < ranges[0].first)
+		return false;
 	while (lo < hi) {
 		size_t mid = lo + (hi - lo) / 2;
 
@@ -94,12 +96,27 @@ static const uint8_t category_class[] = {
 	[UTF8PROC_CATEGORY_ZP] = SPACE,	      [UTF8PROC_CATEGORY_CO] = 0,
 };
 
+static const uint8_t ascii_class[128] = {
+	['\t'] = SPACE,		 ['\n'] = SPACE | NEWLINE,
+	['\v' ... '\f'] = SPACE, ['\r'] = SPACE | NEWLINE,
+	[' '] = SPACE,		 ['!' ... '#'] = PUNCTUATION,
+	['$'] = SYMBOL,		 ['%' ... '*'] = PUNCTUATION,
+	['+'] = SYMBOL,		 [',' ... '/'] = PUNCTUATION,
+	['0' ... '9'] = NUMBER,	 [':' ... ';'] = PUNCTUATION,
+	['<' ... '>'] = SYMBOL,	 ['?' ... '@'] = PUNCTUATION,
+	['A' ... 'Z'] = LETTER,	 ['[' ... ']'] = PUNCTUATION,
+	['^'] = SYMBOL,		 ['_'] = PUNCTUATION,
+	['`'] = SYMBOL,		 ['a' ... 'z'] = LETTER,
+	['{'] = PUNCTUATION,	 ['|'] = SYMBOL,
+	['}'] = PUNCTUATION,	 ['~'] = SYMBOL,
+};
+
 /* The classes of a character. */
-static unsigned classify(uint32_t cp)
+static inline unsigned classify(uint32_t cp)
 {
-	if (cp == '\r' || cp == '\n')
-		return SPACE | NEWLINE;
-	if ((cp >= '\t' && cp <= '\r') || cp == 0x85)
+	if (cp < N_ELEMENTS(ascii_class))
+		return ascii_class[cp];
+	if (cp == 0x85)
 		return SPACE; /* White_Space of category Cc */
 	return category_class[utf8proc_category((utf8proc_int32_t)cp)];
 }
@@ -153,7 +170,8 @@ static bool is_v2_asian(uint32_t cp)
 }
 
 /* The end of the longest run of characters of @set that starts at @at; @at itself when there is none. */
-static size_t run_end(const uint8_t *text, size_t at, size_t end, char_set *set)
+static inline __attribute__((always_inline)) size_t run_end(const uint8_t *text, size_t at,
+							    size_t end, char_set *set)
 {
 	while (at < end) {
 		struct utf8_step c = utf8_step(text + at, end - at);
@@ -166,7 +184,8 @@ static size_t run_end(const uint8_t *text, size_t at, size_t end, char_set *set)
 }
 
 /* The first character of @set at or after @at; @end when there is none. */
-static size_t find_set(const uint8_t *text, size_t at, size_t end, char_set *set)
+static inline __attribute__((always_inline)) size_t find_set(const uint8_t *text, size_t at,
+							     size_t end, char_set *set)
 {
 	while (at < end) {
 		struct utf8_step c = utf8_step(text + at, end - at);
@@ -179,8 +198,9 @@ static size_t find_set(const uint8_t *text, size_t at, size_t end, char_set *set
 }
 
 /* [set]+ */
-static bool find_run(const uint8_t *text, size_t at, size_t end, char_set *set, size_t *ret_from,
-		     size_t *ret_to)
+static inline __attribute__((always_inline)) bool find_run(const uint8_t *text, size_t at,
+							   size_t end, char_set *set,
+							   size_t *ret_from, size_t *ret_to)
 {
 	*ret_from = find_set(text, at, end, set);
 	*ret_to = run_end(text, *ret_from, end, set);
@@ -289,8 +309,9 @@ static bool v2_find_newline(const uint8_t *text, size_t at, size_t end, size_t *
 }
 
 /* \s?[set]+ */
-static bool find_spaced_run(const uint8_t *text, size_t at, size_t end, char_set *set,
-			    size_t *ret_from, size_t *ret_to)
+static inline __attribute__((always_inline)) bool find_spaced_run(const uint8_t *text, size_t at,
+								  size_t end, char_set *set,
+								  size_t *ret_from, size_t *ret_to)
 {
 	size_t from = at; /* of a white space character just before @at, or @at */
 
@@ -399,7 +420,8 @@ bool split_next(struct split *s, size_t *ret_from, size_t *ret_to)
 			l->match = l->match_end = l->end;
 		to = l->at < l->match ? l->match : l->match_end;
 		l->at = to;
-		if (s->level == s->n_levels - 1) {
+		/* One byte is one character, which nothing cuts. */
+		if (s->level == s->n_levels - 1 || to - from == 1) {
 			*ret_from = from;
 			*ret_to = to;
 			return true;

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define UTF8_REPLACEMENT   "\xEF\xBF\xBD" /* U+FFFD */
 #define UTF8_REPLACEMENT_N 3
@@ -61,7 +62,18 @@ static inline size_t utf8_valid_prefix(const uint8_t *p, size_t n)
 	size_t at = 0;
 
 	while (at < n) {
-		struct utf8_step s = utf8_step(p + at, n - at);
+		struct utf8_step s;
+		uint64_t word;
+
+		/* Eight characters of ASCII at once, where there are. */
+		if (n - at >= sizeof(word)) {
+			memcpy(&word, p + at, sizeof(word));
+			if (!(word & UINT64_C(0x8080808080808080))) {
+				at += sizeof(word);
+				continue;
+			}
+		}
+		s = utf8_step(p + at, n - at);
 
 		if (!s.valid)
 			break;

@@ -24,6 +24,8 @@
 #include "worker/control.h"
 #include "worker/engine.h"
 #include "worker/fake.h"
+#include "worker/infer.h"
+#include "worker/load/files.h"
 #include "worker/serve.h"
 
 static const char usage[] = "usage: dsd-worker --control-fd N [--fake]\n";
@@ -82,7 +84,8 @@ static int confine(int control_fd, struct error *err)
 }
 
 /* Return: 1; 0 where the broker has gone before it asked for a model. */
-static int receive_load(int control_fd, struct control_msg *ret, struct error *err)
+static int receive_load(int control_fd, struct files *files, struct control_msg *ret,
+			struct error *err)
 {
 	for (;;) {
 		struct control_in in = {};
@@ -90,15 +93,51 @@ static int receive_load(int control_fd, struct control_msg *ret, struct error *e
 
 		if (r <= 0)
 			return r;
-		control_in_done(&in);
-		if (in.msg.type == CONTROL_LOAD) {
+		if (in.msg.type == CONTROL_FILE && in.n_fds == 1)
+			r = files_add(files, in.msg.text, TAKE_FD(in.fds[0]), err);
+		else if (in.msg.type == CONTROL_LOAD && in.n_fds == 0)
 			*ret = in.msg;
-			return 1;
-		}
-		if (in.msg.type != CONTROL_FILE)
-			return error_set(err, -EBADMSG, "control message %u before LOAD",
-					 in.msg.type);
+		else
+			r = error_set(err, -EBADMSG,
+				      "control message %u with %u descriptors: want a file or LOAD",
+				      in.msg.type, in.n_fds);
+		control_in_done(&in);
+		if (r < 0 || in.msg.type == CONTROL_LOAD)
+			return r;
 	}
+}
+
+static int send_progress(void *ctx, const char *stage, uint64_t done, uint64_t total)
+{
+	return control_send_text(*(const int *)ctx, CONTROL_PROGRESS, stage, done, total, NULL);
+}
+
+static int make_engine(const struct arguments *a, struct engine *ret, struct image_builder *image,
+		       struct error *err)
+{
+	_cleanup_(files_done) struct files files = {};
+	struct control_msg load = {};
+	struct kernels_config cpu;
+	struct load_options options;
+	int fd = a->control_fd, r;
+
+	r = receive_load(fd, &files, &load, err);
+	if (r <= 0)
+		return r;
+	r = image_builder_init(image);
+	if (r < 0)
+		return r;
+	r = send_progress(&fd, "opening", 0, 0);
+	if (r < 0)
+		return r;
+	cpu = (struct kernels_config){.n_threads = load.n_threads, .cpu_mask = load.cpu_mask};
+	options = (struct load_options){
+		.weights = load.weights, .entry = load.entry, .n_context = load.n_context};
+	if (a->fake)
+		r = fake_new(ret, image, load.n_context, err);
+	else
+		r = infer_new(ret, image, &files, &options, &cpu, send_progress, &fd, err);
+	return r < 0 ? r : 1;
 }
 
 static int run(const struct arguments *a, struct error *err)
@@ -107,18 +146,11 @@ static int run(const struct arguments *a, struct error *err)
 	_cleanup_(engine_done) struct engine engine = {};
 	_cleanup_(serve_done) struct serve serve = SERVE_NULL;
 	_cleanup_(fd_closep) int image_fd = -EBADF;
-	struct control_msg load = {};
 	struct control_in in = {};
 	int r;
 
-	r = receive_load(a->control_fd, &load, err);
+	r = make_engine(a, &engine, &image, err);
 	if (r <= 0)
-		return r;
-	r = image_builder_init(&image);
-	if (r < 0)
-		return r;
-	r = fake_new(&engine, &image, load.n_context, err);
-	if (r < 0)
 		return r;
 	image_fd = image_finish(&image, err);
 	if (image_fd < 0)

@@ -87,8 +87,9 @@ static int cpu_buffer_new(struct kernels *k, struct k_buffer **ret, uint32_t max
 	b = malloc(sizeof(*b));
 	if (!b)
 		return -ENOMEM;
-	*b = (struct k_buffer){.max_rows = max_rows, .width = width};
-	b->data = cpu_alloc((uint64_t)max_rows * width * sizeof(float));
+	*b = (struct k_buffer){
+		.max_rows = max_rows, .width = width, .stride = cpu_row_stride(width)};
+	b->data = cpu_alloc(max_rows * b->stride * sizeof(float));
 	if (!b->data) {
 		free(b);
 		return -ENOMEM;
@@ -110,14 +111,18 @@ static void cpu_upload(struct kernels *k, struct k_buffer *dst, uint32_t row, co
 		       uint32_t n_rows)
 {
 	(void)k;
-	memcpy(buffer_row(dst, row), src, (size_t)n_rows * dst->width * sizeof(*src));
+	for (uint32_t i = 0; i < n_rows; i++)
+		memcpy(buffer_row(dst, row + i), src + (size_t)i * dst->width,
+		       dst->width * sizeof(*src));
 }
 
 static void cpu_download(struct kernels *k, float *dst, const struct k_buffer *src, uint32_t row,
 			 uint32_t n_rows)
 {
 	(void)k;
-	memcpy(dst, buffer_row(src, row), (size_t)n_rows * src->width * sizeof(*dst));
+	for (uint32_t i = 0; i < n_rows; i++)
+		memcpy(dst + (size_t)i * src->width, buffer_row(src, row + i),
+		       src->width * sizeof(*dst));
 }
 
 static int segment_check(const struct k_step *step, const struct k_segment *s, uint32_t row,

@@ -25,8 +25,11 @@
 #define PANEL 32u
 #define LINE  64u /* bytes; alignment of everything allocated here */
 
+/* Rows stand an odd number of lines apart: a power of two would put the same column of all rows into
+ * the same few sets of the caches. */
 struct k_buffer {
 	uint32_t max_rows, width;
+	size_t stride;
 	float *data;
 };
 
@@ -41,9 +44,9 @@ struct k_weight {
 /* y[r][c] (+)= sum over k of x[r][k] * w[k][c], one chain of fused multiply-adds over ascending k for
  * each (r, c), whatever the number of rows or columns. */
 struct tile {
-	const float *const *x; /* [n_rows] */
-	float *const *y;       /* [n_rows]; columns y_col .. y_col + n_cols are written, no more */
-	size_t x_step;	       /* from x[r][k] to x[r][k + 1] */
+	const float *const *x;  /* [n_rows] */
+	float *const *y;        /* [n_rows]; columns y_col .. y_col + n_cols are written, no more */
+	size_t x_first, x_step; /* x[r][x_first + k * x_step] */
 	const void *w;
 	size_t w_step; /* f32 only: from w[k] to w[k + 1]; LANES columns past n_cols can be read */
 	uint32_t n_rows, n_cols, n_k;
@@ -54,7 +57,7 @@ struct tile {
 /* Online softmax of a tile of positions, down the columns: each lane is a row (or a head) of its own.
  * Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018). */
 struct softmax_tile {
-	float *s;		 /* [n_pos][n_lanes]: scores in, exp(scale * score - max) out */
+	float *s;                /* [n_pos][n_lanes]: scores in, exp(scale * score - max) out */
 	uint32_t n_pos, n_lanes; /* n_lanes is a multiple of LANES */
 	const uint32_t
 		*n_valid; /* [n_lanes]: positions below it are seen, others weigh 0 exactly */
@@ -137,9 +140,14 @@ void *cpu_alloc(uint64_t bytes);
 /* Contents are lost when it grows. NULL: no memory, and the step has failed. */
 void *cpu_scratch(struct cpu *c, enum scratch_slot slot, uint64_t bytes);
 
+/* Floats from row to row: an odd number of lines. */
+static inline size_t cpu_row_stride(size_t width)
+{
+	return (width + 15) / 16 * 16 | 16;
+}
 static inline float *buffer_row(const struct k_buffer *b, uint32_t row)
 {
-	return b->data + (size_t)row * b->width;
+	return b->data + row * b->stride;
 }
 static inline const uint8_t *weight_panel(const struct k_weight *w, uint32_t mat, uint32_t panel)
 {
@@ -149,9 +157,9 @@ static inline uint32_t weight_n_panels(const struct k_weight *w)
 {
 	return (w->n_out + w->panel - 1) / w->panel;
 }
-/* One panel's product; t->w, w_step, n_cols, n_k and y_col are set here. */
-void cpu_panel(const struct cpu_isa *isa, const struct k_weight *w, uint32_t mat, uint32_t panel,
-	       struct tile *t);
+/* y[r] = x[r] W^T for the panels [first, end) of one matrix, on the calling thread. */
+void cpu_product(const struct cpu_isa *isa, float *const *y, const float *const *x, uint32_t n_rows,
+		 const struct k_weight *w, uint32_t mat, uint32_t first, uint32_t end);
 /* y[r] = x[r] W^T over row pointers; forks. */
 void cpu_linear(struct cpu *c, float *const *y, const float *const *x, uint32_t n_rows,
 		const struct k_weight *w);

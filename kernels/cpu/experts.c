@@ -19,10 +19,10 @@ struct ffn_job {
 	const struct k_weight *gate_up, *down;
 	uint32_t row, n_rows, n_used; /* of this pass; n_used 1 and no ids: dense */
 	uint32_t inter, hidden, n_pairs;
-	uint32_t n_hit;	      /* experts with rows, ascending */
+	uint32_t n_hit;       /* experts with rows, ascending */
 	uint32_t *expert;     /* [n_hit] */
 	uint32_t *first;      /* [n_hit + 1]: its pairs in sorted order */
-	uint32_t *next;	      /* [n_mat]: cursor of the counting sort */
+	uint32_t *next;       /* [n_mat]: cursor of the counting sort */
 	const float **x_rows; /* [n_pairs] in sorted order: input of gate and up */
 	float **gu_rows;      /* their [2 * inter], gate becomes the activation */
 	float **out_rows;     /* and their [hidden] */
@@ -58,15 +58,10 @@ static void product_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	end = total * (thread + 1) / n_threads;
 	for (uint32_t h = 0; h < j->n_hit; h++)
 		for (uint32_t i = 0; i < n_panels; i++, at += panel_cost(j, h)) {
-			struct tile t = {
-				.x = p->x + j->first[h],
-				.y = p->y + j->first[h],
-				.x_step = 1,
-				.n_rows = j->first[h + 1] - j->first[h],
-			};
-
 			if (at >= begin && at < end) /* a unit belongs to where it starts */
-				cpu_panel(&j->c->isa, p->w, j->expert[h], i, &t);
+				cpu_product(&j->c->isa, p->y + j->first[h], p->x + j->first[h],
+					    j->first[h + 1] - j->first[h], p->w, j->expert[h], i,
+					    i + 1);
 		}
 }
 

@@ -25,8 +25,8 @@ static void tile_scalar(const struct tile *t, bool bf16)
 			float sum = t->accumulate ? *y : 0.0f;
 
 			for (uint32_t k = 0; k < t->n_k; k++)
-				sum = fmaf(t->x[r][k * t->x_step], panel_column(t, bf16, k, c),
-					   sum);
+				sum = fmaf(t->x[r][t->x_first + k * t->x_step],
+					   panel_column(t, bf16, k, c), sum);
 			*y = sum;
 		}
 }
@@ -41,23 +41,63 @@ void linear_tile_bf16_scalar(const struct tile *t)
 	tile_scalar(t, true);
 }
 
-void cpu_panel(const struct cpu_isa *isa, const struct k_weight *w, uint32_t mat, uint32_t panel,
-	       struct tile *t)
-{
-	uint32_t col = panel * w->panel, left = w->n_out - col;
+/* With many rows K goes by in runs: the piece of a panel stays in L1 while the rows pass, and the rows'
+ * pieces of x in L2 while a few panels pass. Between runs an element waits in y, which loses
+ * nothing. Fewer rows read each panel straight through. */
+#define RUN_ROWS        4u
+#define RUN_K           256u
+#define RUN_PANELS      4u
+#define RUN_PANELS_ROWS 32u /* from so many rows on; fewer wait for memory, and read it upwards */
 
-	t->w = weight_panel(w, mat, panel);
+static void panel_run(const struct cpu_isa *isa, const struct k_weight *w, const uint8_t *data,
+		      uint32_t col, uint32_t first, uint32_t n, struct tile *t)
+{
+	uint32_t left = w->n_out - col;
+
+	t->x_first = first;
+	t->n_k = n;
 	t->w_step = PANEL;
-	t->n_cols = left < w->panel ? left : w->panel;
-	t->n_k = w->n_in;
+	t->n_cols = left < PANEL ? left : PANEL;
 	t->y_col = col;
-	if (w->panel == 1) { /* a row in f32: nothing lies beside it that a wide load could read */
-		t->w_step = 1;
-		linear_tile_f32_scalar(t);
-	} else if (w->type == K_BF16) {
+	t->accumulate = first > 0;
+	if (w->type == K_BF16) {
+		t->w = (const uint16_t *)data + (size_t)first * PANEL;
 		isa->tile_bf16(t);
 	} else {
+		t->w = (const float *)data + (size_t)first * PANEL;
 		isa->tile_f32(t);
+	}
+}
+
+/* The one row of a norm or the like, in f32: nothing lies beside it that a wide load could read. */
+static void single_row(const struct k_weight *w, uint32_t mat, struct tile *t)
+{
+	t->w = weight_panel(w, mat, 0);
+	t->w_step = 1;
+	t->n_cols = 1;
+	t->n_k = w->n_in;
+	linear_tile_f32_scalar(t);
+}
+
+void cpu_product(const struct cpu_isa *isa, float *const *y, const float *const *x, uint32_t n_rows,
+		 const struct k_weight *w, uint32_t mat, uint32_t first, uint32_t end)
+{
+	struct tile t = {.x = x, .y = y, .x_step = 1, .n_rows = n_rows};
+	uint32_t run = n_rows < RUN_ROWS ? w->n_in : RUN_K;
+	uint32_t group = n_rows < RUN_PANELS_ROWS ? 1 : RUN_PANELS;
+
+	if (w->panel == 1) {
+		if (first < end)
+			single_row(w, mat, &t);
+		return;
+	}
+	for (; first < end; first += group) {
+		uint32_t stop = end - first < group ? end : first + group;
+
+		for (uint32_t k = 0; k < w->n_in; k += run)
+			for (uint32_t p = first; p < stop; p++)
+				panel_run(isa, w, weight_panel(w, mat, p), p * PANEL, k,
+					  w->n_in - k < run ? w->n_in - k : run, &t);
 	}
 }
 
@@ -75,11 +115,7 @@ static void linear_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	uint32_t begin, end;
 
 	threads_share(weight_n_panels(j->w), thread, n_threads, &begin, &end);
-	for (uint32_t p = begin; p < end; p++) {
-		struct tile t = {.x = j->x, .y = j->y, .x_step = 1, .n_rows = j->n_rows};
-
-		cpu_panel(&j->c->isa, j->w, 0, p, &t);
-	}
+	cpu_product(&j->c->isa, j->y, j->x, j->n_rows, j->w, 0, begin, end);
 }
 
 void cpu_linear(struct cpu *c, float *const *y, const float *const *x, uint32_t n_rows,

@@ -47,13 +47,15 @@ ALWAYS uint32_t columns_left(uint32_t n_cols, uint32_t col)
 	return n_cols > col ? n_cols - col : 0;
 }
 
+#define AHEAD 16u /* rows of K */
+
 /* R rows from @row on by V vectors from column @col on (bf16: V = 4, or one pair at col 0 or 8). */
 ALWAYS void block(const struct tile *t, uint32_t row, uint32_t col, const bool bf16,
 		  const uint32_t R, const uint32_t V)
 {
+	size_t at = t->x_first;
 	__m256 acc[6][4], w[4];
 	const float *x[6];
-	size_t at = 0;
 
 #pragma GCC unroll 6
 	for (uint32_t r = 0; r < R; r++) {
@@ -92,6 +94,11 @@ ALWAYS void block(const struct tile *t, uint32_t row, uint32_t col, const bool b
 		const float *p = (const float *)t->w + col;
 
 		for (uint32_t k = 0; k < t->n_k; k++, p += t->w_step, at += t->x_step) {
+			if (V == 2) { /* reads every other line: ask for both */
+				_mm_prefetch((const char *)(p + AHEAD * t->w_step), _MM_HINT_T0);
+				_mm_prefetch((const char *)(p + AHEAD * t->w_step + 16),
+					     _MM_HINT_T0);
+			}
 #pragma GCC unroll 4
 			for (uint32_t v = 0; v < V; v++)
 				w[v] = _mm256_loadu_ps(p + v * 8);
@@ -117,9 +124,11 @@ ALWAYS void block(const struct tile *t, uint32_t row, uint32_t col, const bool b
 	}
 }
 
-/* All rows from @row on in blocks of 16 columns: bf16 has its pairs at 0 and 8, f32 at 0 and 16. */
-ALWAYS void narrow(const struct tile *t, uint32_t row, uint32_t col, const bool bf16)
+/* All rows by 16 columns: bf16 has its pairs at 0 and 8, f32 its vectors at 0 and 16. */
+ALWAYS void narrow(const struct tile *t, uint32_t col, const bool bf16)
 {
+	uint32_t row = 0;
+
 	for (; row + 6 <= t->n_rows; row += 6)
 		block(t, row, col, bf16, 6, 2);
 	switch (t->n_rows - row) {
@@ -146,17 +155,16 @@ ALWAYS void wide(const struct tile *t, uint32_t col, const bool bf16)
 	switch (t->n_rows) {
 	case 1:
 		block(t, 0, col, bf16, 1, 4);
-		break;
+		return;
 	case 2:
 		block(t, 0, col, bf16, 2, 4);
-		break;
+		return;
 	case 3:
 		block(t, 0, col, bf16, 3, 4);
-		break;
-	default:
-		narrow(t, 0, col, bf16);
-		narrow(t, 0, col + (bf16 ? 8 : 16), bf16);
+		return;
 	}
+	narrow(t, col, bf16);
+	narrow(t, col + (bf16 ? 8 : 16), bf16);
 }
 
 void linear_tile_f32_avx2(const struct tile *t)
@@ -166,7 +174,7 @@ void linear_tile_f32_avx2(const struct tile *t)
 	for (; col + 16 < t->n_cols; col += 32)
 		wide(t, col, false);
 	if (col < t->n_cols)
-		narrow(t, 0, col, false);
+		narrow(t, col, false);
 }
 
 void linear_tile_bf16_avx2(const struct tile *t)

@@ -20,7 +20,7 @@ ALWAYS void block(const struct tile *t, uint32_t row, uint32_t col, const bool b
 	__m512 acc[12][2], w[2];
 	__mmask16 mask[2];
 	const float *x[12];
-	size_t at = 0;
+	size_t at = t->x_first;
 
 #pragma GCC unroll 2
 	for (uint32_t v = 0; v < V; v++)

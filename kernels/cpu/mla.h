@@ -16,8 +16,7 @@
 
 #include "cpu.h"
 
-#define MLA_LANES_MAX  32u
-#define ROUND_UP(x, a) (((x) + (a)-1) / (a) * (a))
+#define MLA_LANES_MAX 32u
 
 static inline uint8_t *mla_pool_row(const struct k_pool *p, const uint32_t *pages, uint32_t pos,
 				    uint32_t stream)

@@ -14,9 +14,10 @@
 #include <math.h>
 
 #define DECODE_ROWS 64u /* rows at a time: bounds the latent queries */
-#define GROUP	    16u /* heads of a unit */
+#define GROUP       16u /* heads of a unit */
 #define SPAN_TILES  8u
-#define WAVE_MIN    64u /* units */
+#define SCORE_RUN   256u /* of K: the queries of a run stay in L1 */
+#define WAVE_MIN    64u  /* units */
 
 struct decode_row {
 	uint32_t row, n_pos, n_spans; /* row of the step; positions it sees */
@@ -36,9 +37,9 @@ struct decode_job {
 	struct decode_row rows[DECODE_ROWS];
 	const float **x; /* [n_heads][DECODE_ROWS] row pointers of the two head products */
 	float **y;
-	float *ql;	  /* [n_rows][n_heads][rank], then the merged latents */
+	float *ql;        /* [n_rows][n_heads][rank], then the merged latents */
 	float *max, *sum; /* [n_rows][n_groups][GROUP], merged */
-	float *part;	  /* [n_wave][GROUP][rank], then [n_wave][2][GROUP] max and sum */
+	float *part;      /* [n_wave][GROUP][rank], then [n_wave][2][GROUP] max and sum */
 	float *part_max;
 	float *threads;
 	size_t thread_floats;
@@ -86,15 +87,10 @@ static void heads_part(void *ctx, uint32_t thread, uint32_t n_threads)
 
 	threads_share(j->m->n_heads * n_panels, thread, n_threads, &begin, &end);
 	for (uint32_t u = begin; u < end; u++) {
-		uint32_t h = u / n_panels;
-		struct tile t = {
-			.x = j->x + h * DECODE_ROWS,
-			.y = j->y + h * DECODE_ROWS,
-			.x_step = 1,
-			.n_rows = j->n_rows,
-		};
+		uint32_t h = u / n_panels, p = u % n_panels;
 
-		cpu_panel(&j->c->isa, hj->w, h, u % n_panels, &t);
+		cpu_product(&j->c->isa, j->y + h * DECODE_ROWS, j->x + h * DECODE_ROWS, j->n_rows,
+			    hj->w, h, p, p + 1);
 	}
 }
 
@@ -154,11 +150,9 @@ static void attend_unit(const struct decode_job *j, const struct unit *u, uint32
 			.x = tile_rows,
 			.y = score_rows,
 			.x_step = 1,
-			.w = queries,
 			.w_step = GROUP,
 			.n_rows = n,
 			.n_cols = GROUP,
-			.n_k = width,
 		};
 		struct softmax_tile st = {s, n, GROUP, n_valid, m->scale, max, sum, correction};
 		struct tile pv = {
@@ -176,7 +170,13 @@ static void attend_unit(const struct decode_job *j, const struct unit *u, uint32
 		for (uint32_t h = 0; h < GROUP; h++)
 			n_valid[h] = n;
 		mla_load_tile(j->c, u->row->pages, j->stream, pos, n, width, tile, j->tile_stride);
-		j->c->isa.tile_f32(&qk);
+		for (uint32_t k = 0; k < width; k += SCORE_RUN) {
+			qk.n_k = width - k < SCORE_RUN ? width - k : SCORE_RUN;
+			qk.x_first = k;
+			qk.w = queries + (size_t)k * GROUP;
+			qk.accumulate = k > 0;
+			j->c->isa.tile_f32(&qk);
+		}
 		j->c->isa.softmax_tile(&st);
 		for (uint32_t h = 0; h < n_heads; h++)
 			if (correction[h] != 1.0f)
@@ -256,7 +256,7 @@ static bool decode_scratch(struct decode_job *j)
 	if (wave > j->n_units)
 		wave = j->n_units;
 	j->n_wave = (uint32_t)wave;
-	j->tile_stride = ROUND_UP(width, 16u) + 16; /* the last columns' load goes past the row */
+	j->tile_stride = cpu_row_stride(width + 16); /* the last columns' load goes past the row */
 	j->thread_floats = K_TILE_POSITIONS * (j->tile_stride + GROUP) + (size_t)width * GROUP + 64;
 	j->x = cpu_scratch(j->c, SCRATCH_ROWS,
 			   2 * (uint64_t)m->n_heads * DECODE_ROWS * sizeof(*j->x));

@@ -20,15 +20,15 @@ struct prefill_job {
 	const struct k_weight *kv_b;
 	const struct k_mla *m;
 	const struct k_segment *seg;
-	uint32_t row, n_rows;	   /* of this pass, rows of the step */
+	uint32_t row, n_rows;      /* of this pass, rows of the step */
 	uint32_t lanes, n_blocks;  /* rows side by side; blocks of so many rows */
 	uint32_t tile_pos, tile_n; /* positions of the tile that are there */
-	float *tile;		   /* [64][rank + rope] */
-	float *kv;		   /* [64][n_heads * (nope + v)], rows kv_stride apart */
+	float *tile;               /* [64][rank + rope] */
+	float *kv;                 /* [64][n_heads * (nope + v)], rows kv_stride apart */
 	size_t tile_stride, kv_stride;
 	const float **kv_x; /* [64] rows of tile */
-	float **kv_y;	    /* [64] rows of kv */
-	float *queries;	    /* [n_heads][n_blocks][nope + rope][lanes] */
+	float **kv_y;       /* [64] rows of kv */
+	float *queries;     /* [n_heads][n_blocks][nope + rope][lanes] */
 	float *max, *sum;   /* [n_heads][n_blocks][lanes] */
 	struct prefill_thread {
 		float s[K_TILE_POSITIONS * MLA_LANES_MAX];
@@ -86,11 +86,7 @@ static void expand_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	uint32_t begin, end;
 
 	threads_share(weight_n_panels(j->kv_b), thread, n_threads, &begin, &end);
-	for (uint32_t p = begin; p < end; p++) {
-		struct tile t = {.x = j->kv_x, .y = j->kv_y, .x_step = 1, .n_rows = j->tile_n};
-
-		cpu_panel(&j->c->isa, j->kv_b, 0, p, &t);
-	}
+	cpu_product(&j->c->isa, j->kv_y, j->kv_x, j->tile_n, j->kv_b, 0, begin, end);
 }
 
 /* scores[position][lane]: the nope part, then the rope part goes on with the same chain. */
@@ -220,9 +216,8 @@ static bool prefill_scratch(struct prefill_job *j)
 	j->lanes = j->n_rows <= MLA_LANES_MAX / 2 ? MLA_LANES_MAX / 2 : MLA_LANES_MAX;
 	j->n_blocks = (j->n_rows + j->lanes - 1) / j->lanes;
 	units = (uint64_t)m->n_heads * j->n_blocks;
-	/* Rows a line past a multiple of 4 KiB apart do not fall into the same cache set. */
-	j->kv_stride = ROUND_UP(row, 1024) + 16;
-	j->tile_stride = ROUND_UP((size_t)m->rank + m->rope, 16);
+	j->kv_stride = cpu_row_stride(row);
+	j->tile_stride = cpu_row_stride((size_t)m->rank + m->rope);
 	a = cpu_scratch(j->c, SCRATCH_A,
 			(K_TILE_POSITIONS * (j->kv_stride + j->tile_stride) + 64) * sizeof(*a));
 	j->queries = cpu_scratch(j->c, SCRATCH_B,

@@ -13,11 +13,11 @@
 #include "sample_math.h"
 
 #define GREEDY_BELOW 1e-5f /* temperature: as vLLM */
-#define DROPPED	     -1.0f /* in p[]: banned or filtered out */
+#define DROPPED      -1.0f /* in p[]: banned or filtered out */
 
 struct row {
 	const float *logits; /* [n] */
-	float *p;	     /* [n]: weight in [0, 1], or DROPPED */
+	float *p;            /* [n]: weight in [0, 1], or DROPPED */
 	uint32_t n;
 	const uint8_t *banned;
 	float max;

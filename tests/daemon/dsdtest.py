@@ -175,6 +175,8 @@ class Daemon:
         self.log = os.path.join(self.dir, "log")
         self.args = [os.path.join(BUILD, "daemon", "dsd"), "--config", os.path.join(self.dir, "none.conf"),
                      "--socket", self.socket, "--state", state or os.path.join(self.dir, "state")]
+        if "DSD_IO_BACKEND" in os.environ:
+            self.args += ["--set", "io.backend=" + os.environ["DSD_IO_BACKEND"]]
         if fake:
             self.args.append("--fake-worker")
         if model:

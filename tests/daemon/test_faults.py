@@ -218,9 +218,21 @@ def test_a_worker_that_keeps_dying_is_started_with_back_off():
         c = d.client()
         for i in range(5):
             os.kill(d.worker_pid(), signal.SIGKILL)
-            assert c.generate("hello", max_tokens=3, temperature=0).error is None or True
             settle(c, worker_starts=i + 2)
+            while c.models()[0].state != pb.STATE_READY:
+                time.sleep(0.01)
+            assert c.generate("hello", max_tokens=3, temperature=0).error is None
         assert d.alive() and c.stats().models[0].worker_deaths == 5
+
+
+def test_a_worker_that_dies_while_loading_is_given_up_after_three(tmp_path):
+    worker = tmp_path / "worker"
+    worker.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    worker.chmod(0o755)
+    with Daemon(env={"DSD_WORKER": str(worker)}, wait=False) as d:
+        e = d.wait_socket().generate("hello").error
+        assert e.code == pb.CODE_MODEL_INVALID and "signal 11" in e.message
+        assert d.client().stats().models[0].worker_starts == 3 and d.alive()
 
 
 def test_streams_and_kills_at_random_leak_nothing():

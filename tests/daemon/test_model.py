@@ -117,7 +117,7 @@ def test_a_file_that_lies_about_itself_is_named(tmp_path):
     config = json.load(open(path / "config.json"))
     for change, words in ((dict(kv_lora_rank=64), "kv_"), (dict(num_hidden_layers=4), "model.layers.3"),
                           (dict(n_routed_experts=9), "gate"), (dict(kv_lora_rank="x"), "kv_lora_rank"),
-                          (dict(model_type="gpt2"), "gpt2"), (dict(vocab_size=10), "embed_tokens"),
+                          (dict(model_type="gpt2"), "gpt2"), (dict(vocab_size=10), "bos_token_id"), (dict(vocab_size=321), "embed_tokens"),
                           (dict(attention_bias=True), "attention_bias")):
         (path / "config.json").write_text(json.dumps(dict(config, **change)))
         said = degraded(path)

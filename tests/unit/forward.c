@@ -503,6 +503,7 @@ static void run_init(struct run *r, struct fixture *f, enum k_entry entry)
 	r->pool = (struct k_pool){
 		.n_pages = N_PAGES,
 		.n_streams = c->n_layers,
+		.stream_offset = r->stream_offset,
 		.entry = entry,
 		.row_bytes = (c->rank + c->rope) * (entry == K_ENTRY_BF16 ? 2 : 4),
 	};

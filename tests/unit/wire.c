@@ -301,10 +301,10 @@ static void check_refuses_strings_that_are_not_utf8(void **state)
 		{"", 0},
 		{"caf\xc3\xa9", 0},
 		{"\xe2\x82\xac \xf0\x9f\x98\x80 \xf4\x8f\xbf\xbf \xee\x80\x80", 0},
-		{"\xc3", -EINVAL},	       /* cut */
-		{"\xe2\x82", -EINVAL},	       /* cut */
-		{"\xa9", -EINVAL},	       /* a tail alone */
-		{"\xc0\xaf", -EINVAL},	       /* overlong */
+		{"\xc3", -EINVAL},             /* cut */
+		{"\xe2\x82", -EINVAL},         /* cut */
+		{"\xa9", -EINVAL},             /* a tail alone */
+		{"\xc0\xaf", -EINVAL},         /* overlong */
 		{"\xe0\x9f\xbf", -EINVAL},     /* overlong */
 		{"\xf0\x8f\xbf\xbf", -EINVAL}, /* overlong */
 		{"\xed\xa0\x80", -EINVAL},     /* surrogate */
@@ -395,11 +395,11 @@ static void unpack_says_what_is_wrong(void **state)
 		const char *bytes;
 		size_t n;
 	} bad[] = {
-		{"\xff\xff\xff\xff\xff", 5},	 /* no tag */
-		{"\x12\x00", 2},		 /* hello without id and protocol */
-		{"\x08\x01\x12\x7f\x08", 5},	 /* length past the end */
+		{"\xff\xff\xff\xff\xff", 5},     /* no tag */
+		{"\x12\x00", 2},                 /* hello without id and protocol */
+		{"\x08\x01\x12\x7f\x08", 5},     /* length past the end */
 		{"\x08\x01\x12\x02\x12\x00", 6}, /* hello without protocol */
-		{"\x0b\x0c", 2},		 /* groups */
+		{"\x0b\x0c", 2},                 /* groups */
 	};
 	struct wire_arena arena;
 	char text[WIRE_TEXT_MAX];

@@ -11,13 +11,13 @@
 #include "base/error.h"
 #include "worker/load/json.h"
 
-#define FILE_NAME    "config.json"
-#define WIDTH_MAX    65536u     /* of a head, the latent, an expert */
-#define HIDDEN_MAX   (1u << 20)
-#define HEADS_MAX    4096u
-#define EXPERTS_MAX  65536u
-#define THETA_MAX    1e12
-#define YARN_MAX     1e6
+#define FILE_NAME   "config.json"
+#define WIDTH_MAX   65536u /* of a head, the latent, an expert */
+#define HIDDEN_MAX  (1u << 20)
+#define HEADS_MAX   4096u
+#define EXPERTS_MAX 4096u
+#define THETA_MAX   1e12
+#define YARN_MAX    1e6
 
 static int refuse_if(bool bad, const struct json_place *p, const char *key, struct error *err,
 		     const char *want)
@@ -27,7 +27,8 @@ static int refuse_if(bool bad, const struct json_place *p, const char *key, stru
 
 static int read_model_type(struct load_config *c, const struct json_place *p, struct error *err)
 {
-	static const char *const later[] = { "deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe_lite" };
+	static const char *const later[] = {"deepseek_v3", "deepseek_v32", "kimi_k2",
+					    "glm4_moe_lite"};
 	const char *type;
 	int r;
 
@@ -38,8 +39,9 @@ static int read_model_type(struct load_config *c, const struct json_place *p, st
 		if (strcmp(type, later[i]) == 0) {
 			snprintf(c->arch, sizeof(c->arch), "%s", type);
 			return error_set(err, -EOPNOTSUPP,
-					 FILE_NAME ": model_type: %s is known but not supported yet, want "
-						   "deepseek_v2",
+					 FILE_NAME
+					 ": model_type: %s is known but not supported yet, want "
+					 "deepseek_v2",
 					 type);
 		}
 	if (strcmp(type, "deepseek_v2") != 0) {
@@ -57,17 +59,17 @@ static int read_widths(struct model_config *m, const struct json_place *p, struc
 		uint32_t *ret, min, max;
 		enum json_need need;
 	} fields[] = {
-		{ "hidden_size", &m->hidden, 1, HIDDEN_MAX, JSON_REQUIRED },
-		{ "num_hidden_layers", &m->n_layers, 1, IMAGE_LAYERS_MAX, JSON_REQUIRED },
-		{ "vocab_size", &m->n_vocab, 1, IMAGE_VOCAB_MAX, JSON_REQUIRED },
-		{ "max_position_embeddings", &m->n_context, 1, IMAGE_CONTEXT_MAX, JSON_REQUIRED },
-		{ "num_attention_heads", &m->n_heads, 1, HEADS_MAX, JSON_REQUIRED },
-		{ "kv_lora_rank", &m->rank, 1, WIDTH_MAX, JSON_REQUIRED },
-		{ "q_lora_rank", &m->q_lora_rank, 1, WIDTH_MAX, JSON_OPTIONAL },
-		{ "qk_nope_head_dim", &m->nope, 1, WIDTH_MAX, JSON_REQUIRED },
-		{ "qk_rope_head_dim", &m->rope, 2, WIDTH_MAX, JSON_REQUIRED },
-		{ "v_head_dim", &m->v_head, 1, WIDTH_MAX, JSON_REQUIRED },
-		{ "intermediate_size", &m->inter, 1, HIDDEN_MAX, JSON_REQUIRED },
+		{"hidden_size", &m->hidden, 1, HIDDEN_MAX, JSON_REQUIRED},
+		{"num_hidden_layers", &m->n_layers, 1, IMAGE_LAYERS_MAX, JSON_REQUIRED},
+		{"vocab_size", &m->n_vocab, 1, IMAGE_VOCAB_MAX, JSON_REQUIRED},
+		{"max_position_embeddings", &m->n_context, 1, IMAGE_CONTEXT_MAX, JSON_REQUIRED},
+		{"num_attention_heads", &m->n_heads, 1, HEADS_MAX, JSON_REQUIRED},
+		{"kv_lora_rank", &m->rank, 1, WIDTH_MAX, JSON_REQUIRED},
+		{"q_lora_rank", &m->q_lora_rank, 1, WIDTH_MAX, JSON_OPTIONAL},
+		{"qk_nope_head_dim", &m->nope, 1, WIDTH_MAX, JSON_REQUIRED},
+		{"qk_rope_head_dim", &m->rope, 2, WIDTH_MAX, JSON_REQUIRED},
+		{"v_head_dim", &m->v_head, 1, WIDTH_MAX, JSON_REQUIRED},
+		{"intermediate_size", &m->inter, 1, HIDDEN_MAX, JSON_REQUIRED},
 	};
 	uint32_t n_kv_heads;
 	int r;
@@ -79,8 +81,8 @@ static int read_widths(struct model_config *m, const struct json_place *p, struc
 			return r;
 	}
 	n_kv_heads = m->n_heads;
-	r = json_get_u32(p, "num_key_value_heads", JSON_OPTIONAL, m->n_heads, m->n_heads, &n_kv_heads,
-			 err);
+	r = json_get_u32(p, "num_key_value_heads", JSON_OPTIONAL, m->n_heads, m->n_heads,
+			 &n_kv_heads, err);
 	if (r < 0)
 		return r;
 	r = refuse_if(m->rope % 2, p, "qk_rope_head_dim", err, "an even number");
@@ -100,12 +102,15 @@ static int read_yarn(struct model_yarn *y, const struct json_place *p, uint32_t 
 	y->beta_slow = 1;
 	y->original_context = n_context;
 	r = json_get_number(p, "factor", JSON_REQUIRED, 1, YARN_MAX, &y->factor, err);
-	r = r ?: json_get_u32(p, "original_max_position_embeddings", JSON_OPTIONAL, 1, IMAGE_CONTEXT_MAX,
-			      &y->original_context, err);
+	r = r
+		    ?: json_get_u32(p, "original_max_position_embeddings", JSON_OPTIONAL, 1,
+				    IMAGE_CONTEXT_MAX, &y->original_context, err);
 	r = r ?: json_get_number(p, "beta_fast", JSON_OPTIONAL, 1e-3, YARN_MAX, &y->beta_fast, err);
 	r = r ?: json_get_number(p, "beta_slow", JSON_OPTIONAL, 1e-3, YARN_MAX, &y->beta_slow, err);
 	r = r ?: json_get_number(p, "mscale", JSON_OPTIONAL, 0, 100, &y->mscale, err);
-	r = r ?: json_get_number(p, "mscale_all_dim", JSON_OPTIONAL, 0, 100, &y->mscale_all_dim, err);
+	r = r
+		    ?: json_get_number(p, "mscale_all_dim", JSON_OPTIONAL, 0, 100,
+				       &y->mscale_all_dim, err);
 	r = r ?: json_get_bool(p, "truncate", JSON_OPTIONAL, &truncate, err);
 	if (r < 0)
 		return r;
@@ -119,7 +124,7 @@ static int read_yarn(struct model_yarn *y, const struct json_place *p, uint32_t 
 /* Two spellings: rope_theta beside rope_scaling {type | rope_type}, or both in rope_parameters. */
 static int read_rope(struct model_config *m, const struct json_place *p, struct error *err)
 {
-	struct json_place q = { .file = p->file };
+	struct json_place q = {.file = p->file};
 	const char *key, *type = NULL;
 	bool interleave = true;
 	int r;
@@ -127,7 +132,9 @@ static int read_rope(struct model_config *m, const struct json_place *p, struct 
 	m->rope_theta = 10000;
 	r = json_get_bool(p, "rope_interleave", JSON_OPTIONAL, &interleave, err);
 	r = r ?: refuse_if(!interleave, p, "rope_interleave", err, "true");
-	r = r ?: json_get_number(p, "rope_theta", JSON_OPTIONAL, 1.001, THETA_MAX, &m->rope_theta, err);
+	r = r
+		    ?: json_get_number(p, "rope_theta", JSON_OPTIONAL, 1.001, THETA_MAX,
+				       &m->rope_theta, err);
 	r = r ?: json_get_object(p, "rope_parameters", JSON_OPTIONAL, &q.object, err);
 	if (r < 0)
 		return r;
@@ -169,11 +176,16 @@ static int read_groups(struct model_config *m, const struct json_place *p, struc
 		return -EOPNOTSUPP;
 	}
 	r = json_get_u32(p, "n_group", JSON_OPTIONAL, 1, m->n_experts, &route->n_group, err);
-	r = r ?: refuse_if(m->n_experts % route->n_group, p, "n_group", err,
-			   "a divisor of n_routed_experts");
-	r = r ?: json_get_u32(p, "topk_group", JSON_OPTIONAL, 1, route->n_group, &route->topk_group, err);
-	return r ?: refuse_if(m->n_used > m->n_experts / route->n_group * route->topk_group, p,
-			      "num_experts_per_tok", err, "at most the experts of topk_group groups");
+	r = r
+		    ?: refuse_if(m->n_experts % route->n_group, p, "n_group", err,
+				 "a divisor of n_routed_experts");
+	r = r
+		    ?: json_get_u32(p, "topk_group", JSON_OPTIONAL, 1, route->n_group,
+				    &route->topk_group, err);
+	return r
+		       ?: refuse_if(m->n_used > m->n_experts / route->n_group * route->topk_group,
+				    p, "num_experts_per_tok", err,
+				    "at most the experts of topk_group groups");
 }
 
 static int read_experts(struct model_config *m, const struct json_place *p, struct error *err)
@@ -190,10 +202,15 @@ static int read_experts(struct model_config *m, const struct json_place *p, stru
 	r = json_get_u32(p, "num_experts_per_tok", JSON_REQUIRED, 1,
 			 MIN(m->n_experts, K_EXPERTS_USED_MAX), &m->n_used, err);
 	r = r ?: json_get_u32(p, "n_shared_experts", JSON_OPTIONAL, 0, 1024, &m->n_shared, err);
-	r = r ?: json_get_u32(p, "moe_intermediate_size", JSON_REQUIRED, 1, WIDTH_MAX, &m->moe_inter, err);
-	r = r ?: json_get_u32(p, "first_k_dense_replace", JSON_OPTIONAL, 0, m->n_layers, &m->first_dense,
-			      err);
-	r = r ?: json_get_u32(p, "moe_layer_freq", JSON_OPTIONAL, 1, m->n_layers, &m->moe_freq, err);
+	r = r
+		    ?: json_get_u32(p, "moe_intermediate_size", JSON_REQUIRED, 1, WIDTH_MAX,
+				    &m->moe_inter, err);
+	r = r
+		    ?: json_get_u32(p, "first_k_dense_replace", JSON_OPTIONAL, 0, m->n_layers,
+				    &m->first_dense, err);
+	r = r
+		    ?: json_get_u32(p, "moe_layer_freq", JSON_OPTIONAL, 1, m->n_layers,
+				    &m->moe_freq, err);
 	r = r ?: json_get_string(p, "scoring_func", JSON_OPTIONAL, &scoring, err);
 	r = r ?: refuse_if(strcmp(scoring, "softmax") != 0, p, "scoring_func", err, "softmax");
 	r = r ?: json_get_bool(p, "norm_topk_prob", JSON_OPTIONAL, &norm_topk, err);
@@ -232,8 +249,9 @@ static int read_eos(const struct json_place *p, uint32_t n_vocab, uint32_t *ret_
 		int64_t x = json_object_is_type(id, json_type_int) ? json_object_get_int64(id) : -1;
 
 		if (x < 0 || x >= n_vocab)
-			return error_set(err, -EINVAL, "%s: eos_token_id: element %zu is no id below %u",
-					 p->file, i, n_vocab);
+			return error_set(err, -EINVAL,
+					 "%s: eos_token_id: element %zu is no id below %u", p->file,
+					 i, n_vocab);
 		ret[i] = (uint32_t)x;
 	}
 	*ret_n = (uint32_t)n;
@@ -243,8 +261,8 @@ static int read_eos(const struct json_place *p, uint32_t n_vocab, uint32_t *ret_
 int load_config_parse(struct load_config *ret, const void *data, size_t n, struct error *err)
 {
 	_cleanup_(json_unrefp) struct json_object *root = NULL;
-	struct json_place p = { .file = FILE_NAME, .path = "" };
-	struct load_config c = { .bos = IMAGE_NONE };
+	struct json_place p = {.file = FILE_NAME, .path = ""};
+	struct load_config c = {.bos = IMAGE_NONE};
 	const char *act = "silu";
 	bool bias = false;
 	int r;
@@ -284,7 +302,7 @@ int load_generation_parse(struct load_generation *ret, const void *data, size_t 
 			  struct error *err)
 {
 	_cleanup_(json_unrefp) struct json_object *root = NULL;
-	struct json_place p = { .file = "generation_config.json", .path = "" };
+	struct json_place p = {.file = "generation_config.json", .path = ""};
 	struct load_generation g = {};
 	double temperature = -1, top_p = -1;
 	uint32_t top_k = UINT32_MAX;

@@ -10,7 +10,7 @@ void digest_begin(struct digest *d)
 
 void digest_add(struct digest *d, const char *part, const void *data, size_t n)
 {
-	uint64_t lengths[2] = { strlen(part), n };
+	uint64_t lengths[2] = {strlen(part), n};
 
 	crypto_generichash_update(&d->state, (const void *)lengths, sizeof(lengths));
 	crypto_generichash_update(&d->state, (const void *)part, strlen(part));

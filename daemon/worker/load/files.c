@@ -58,8 +58,9 @@ int files_add(struct files *f, const char *name, int fd, struct error *err)
 
 static bool is_wanted(const char *name)
 {
-	static const char *const names[] = { "config.json", "generation_config.json", "tokenizer.json",
-					     "tokenizer_config.json", "model.safetensors.index.json" };
+	static const char *const names[] = {"config.json", "generation_config.json",
+					    "tokenizer.json", "tokenizer_config.json",
+					    "model.safetensors.index.json"};
 	size_t n = strlen(name);
 
 	for (size_t i = 0; i < N_ELEMENTS(names); i++)

@@ -7,13 +7,14 @@
 
 struct error;
 
-#define FILES_MAX         1024u /* the largest published model has 163 shards */
+#define FILES_MAX	  1024u /* the largest published model has 163 shards */
 #define FILE_NAME_LEN_MAX 255u
 
 struct file {
 	char *name; /* plain: no '/', not "." or ".." */
 	int fd;
-	uint64_t size; /* when it was added; a file that shrinks later gives short reads, not faults */
+	uint64_t
+		size; /* when it was added; a file that shrinks later gives short reads, not faults */
 };
 
 struct files {

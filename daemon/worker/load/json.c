@@ -19,7 +19,8 @@ static inline void json_tokener_unref(struct json_tokener *t)
 }
 DEFINE_CLEANUP(struct json_tokener *, json_tokener_unref);
 
-int json_parse(struct json_object **ret, const char *file, const void *data, size_t n, struct error *err)
+int json_parse(struct json_object **ret, const char *file, const void *data, size_t n,
+	       struct error *err)
 {
 	_cleanup_(json_tokener_unrefp) struct json_tokener *t = json_tokener_new_ex(JSON_DEPTH_MAX);
 	_cleanup_(json_unrefp) struct json_object *o = NULL;
@@ -29,7 +30,8 @@ int json_parse(struct json_object **ret, const char *file, const void *data, siz
 	if (!t)
 		return -ENOMEM;
 	if (n > INT_MAX / 2)
-		return error_set(err, -EBADMSG, "%s: %zu bytes, want at most %d", file, n, INT_MAX / 2);
+		return error_set(err, -EBADMSG, "%s: %zu bytes, want at most %d", file, n,
+				 INT_MAX / 2);
 	if (nul)
 		return error_set(err, -EBADMSG, "%s: byte %zu is 0", file, (size_t)(nul - text));
 	json_tokener_set_flags(t, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS |
@@ -40,14 +42,16 @@ int json_parse(struct json_object **ret, const char *file, const void *data, siz
 	case json_tokener_success:
 		break;
 	case json_tokener_continue:
-		return error_set(err, -EBADMSG, "%s: ends at byte %zu in the middle of the JSON", file, n);
+		return error_set(err, -EBADMSG, "%s: ends at byte %zu in the middle of the JSON",
+				 file, n);
 	default:
 		return error_set(err, -EBADMSG, "%s: byte %zu: %s", file, at,
 				 json_tokener_error_desc(json_tokener_get_error(t)));
 	}
 	for (; at < n; at++)
 		if (!strchr(" \t\r\n", text[at]))
-			return error_set(err, -EBADMSG, "%s: byte %zu: something after the JSON", file, at);
+			return error_set(err, -EBADMSG, "%s: byte %zu: something after the JSON",
+					 file, at);
 	if (!json_object_is_type(o, json_type_object))
 		return error_set(err, -EBADMSG, "%s: want a JSON object", file);
 	*ret = TAKE_PTR(o);
@@ -82,7 +86,8 @@ static void describe(struct json_object *o, char *buf, size_t n)
 	}
 }
 
-int json_refuse(const struct json_place *p, const char *key, struct error *err, const char *want, ...)
+int json_refuse(const struct json_place *p, const char *key, struct error *err, const char *want,
+		...)
 {
 	char got[260], wanted[160];
 	va_list ap;
@@ -91,7 +96,8 @@ int json_refuse(const struct json_place *p, const char *key, struct error *err, 
 	va_start(ap, want);
 	vsnprintf(wanted, sizeof(wanted), want, ap);
 	va_end(ap);
-	return error_set(err, -EINVAL, "%s: %s%s: got %s, want %s", p->file, p->path, key, got, wanted);
+	return error_set(err, -EINVAL, "%s: %s%s: got %s, want %s", p->file, p->path, key, got,
+			 wanted);
 }
 
 int json_get_u64(const struct json_place *p, const char *key, enum json_need need, uint64_t min,
@@ -105,9 +111,10 @@ int json_get_u64(const struct json_place *p, const char *key, enum json_need nee
 	/* A negative number reads as 0 with ERANGE; past 64 bits it saturates, and no range here
 	 * reaches that far. */
 	x = o ? json_object_get_uint64(o) : 0;
-	if (!json_object_is_type(o, json_type_int) || json_object_get_int64(o) < 0 || x < min || x > max)
-		return json_refuse(p, key, err, "an integer from %llu to %llu", (unsigned long long)min,
-				   (unsigned long long)max);
+	if (!json_object_is_type(o, json_type_int) || json_object_get_int64(o) < 0 || x < min ||
+	    x > max)
+		return json_refuse(p, key, err, "an integer from %llu to %llu",
+				   (unsigned long long)min, (unsigned long long)max);
 	*ret = x;
 	return 0;
 }

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include <json-c/json_object.h>
+#include <json-c/linkhash.h>
 
 #include "base/cleanup.h"
 
@@ -27,7 +28,8 @@ DEFINE_CLEANUP(struct json_object *, json_unref);
  * UTF-8, at most JSON_DEPTH_MAX deep, nothing behind it but white space, no 0 bytes.
  * Return: 0; -EBADMSG with the byte where it went wrong; -ENOMEM.
  */
-int json_parse(struct json_object **ret, const char *file, const void *data, size_t n, struct error *err);
+int json_parse(struct json_object **ret, const char *file, const void *data, size_t n,
+	       struct error *err);
 
 /* An object somewhere in a file; @path is what stands before a key in a sentence ("", "a.b."). */
 struct json_place {
@@ -58,5 +60,5 @@ int json_get_array(const struct json_place *p, const char *key, enum json_need n
 		   struct json_object **ret, struct error *err);
 
 /** json_refuse() - "FILE: PATHkey: got VALUE, want WANT"; returns -EINVAL. */
-int json_refuse(const struct json_place *p, const char *key, struct error *err, const char *want, ...)
-	__attribute__((format(printf, 4, 5)));
+int json_refuse(const struct json_place *p, const char *key, struct error *err, const char *want,
+		...) __attribute__((format(printf, 4, 5)));

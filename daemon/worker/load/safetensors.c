@@ -16,13 +16,22 @@ static const struct {
 	const char *name;
 	uint32_t bytes;
 } dtypes[_ST_DTYPE_MAX] = {
-	[ST_UNKNOWN] = { "an unknown type", 0 },
-	[ST_BOOL] = { "BOOL", 1 }, [ST_U8] = { "U8", 1 }, [ST_I8] = { "I8", 1 },
-	[ST_F8_E5M2] = { "F8_E5M2", 1 }, [ST_F8_E4M3] = { "F8_E4M3", 1 },
-	[ST_I16] = { "I16", 2 }, [ST_U16] = { "U16", 2 }, [ST_F16] = { "F16", 2 },
-	[ST_BF16] = { "BF16", 2 },
-	[ST_I32] = { "I32", 4 }, [ST_U32] = { "U32", 4 }, [ST_F32] = { "F32", 4 },
-	[ST_F64] = { "F64", 8 }, [ST_I64] = { "I64", 8 }, [ST_U64] = { "U64", 8 },
+	[ST_UNKNOWN] = {"an unknown type", 0},
+	[ST_BOOL] = {"BOOL", 1},
+	[ST_U8] = {"U8", 1},
+	[ST_I8] = {"I8", 1},
+	[ST_F8_E5M2] = {"F8_E5M2", 1},
+	[ST_F8_E4M3] = {"F8_E4M3", 1},
+	[ST_I16] = {"I16", 2},
+	[ST_U16] = {"U16", 2},
+	[ST_F16] = {"F16", 2},
+	[ST_BF16] = {"BF16", 2},
+	[ST_I32] = {"I32", 4},
+	[ST_U32] = {"U32", 4},
+	[ST_F32] = {"F32", 4},
+	[ST_F64] = {"F64", 8},
+	[ST_I64] = {"I64", 8},
+	[ST_U64] = {"U64", 8},
 };
 
 const char *st_dtype_name(uint8_t dtype)
@@ -43,8 +52,8 @@ struct scan {
 
 static int wrong(const struct scan *s, const char *what)
 {
-	return error_set(s->err, -EBADMSG, "%s: header byte %zu: %s", s->file, (size_t)(s->p - s->begin),
-			 what);
+	return error_set(s->err, -EBADMSG, "%s: header byte %zu: %s", s->file,
+			 (size_t)(s->p - s->begin), what);
 }
 
 static void skip_space(struct scan *s)
@@ -300,7 +309,7 @@ static int add_tensor(struct scan *s, struct safetensors *st, uint32_t *n_alloc,
 		st->tensors = p;
 		*n_alloc = n;
 	}
-	st->tensors[st->n_tensors] = (struct st_tensor){ .name = name };
+	st->tensors[st->n_tensors] = (struct st_tensor){.name = name};
 	return take_tensor(s, &st->tensors[st->n_tensors++]);
 }
 
@@ -411,20 +420,22 @@ static int check_places(const char *file, struct safetensors *st, struct error *
 		for (uint32_t k = 0; k < t->n_dims; k++)
 			overflow |= __builtin_mul_overflow(want, t->dims[k], &want);
 		if (overflow)
-			return error_set(err, -EBADMSG, "%s: %s: shape %s is past 64 bits", file, shown,
-					 shape);
+			return error_set(err, -EBADMSG, "%s: %s: shape %s is past 64 bits", file,
+					 shown, shape);
 		if (t->begin > t->end || t->end > st->data_bytes)
-			return error_set(err, -EBADMSG,
-					 "%s: %s: bytes %llu to %llu, but the data has %llu", file, shown,
-					 (unsigned long long)t->begin, (unsigned long long)t->end,
-					 (unsigned long long)st->data_bytes);
+			return error_set(
+				err, -EBADMSG, "%s: %s: bytes %llu to %llu, but the data has %llu",
+				file, shown, (unsigned long long)t->begin,
+				(unsigned long long)t->end, (unsigned long long)st->data_bytes);
 		if (t->dtype != ST_UNKNOWN && t->end - t->begin != want)
-			return error_set(err, -EBADMSG, "%s: %s: %llu bytes, but %s of shape %s has %llu",
-					 file, shown, (unsigned long long)(t->end - t->begin),
+			return error_set(err, -EBADMSG,
+					 "%s: %s: %llu bytes, but %s of shape %s has %llu", file,
+					 shown, (unsigned long long)(t->end - t->begin),
 					 st_dtype_name(t->dtype), shape, (unsigned long long)want);
 		if (t->begin != at)
-			return error_set(err, -EBADMSG, "%s: %s: begins at byte %llu, want %llu (%s)", file,
-					 shown, (unsigned long long)t->begin, (unsigned long long)at,
+			return error_set(err, -EBADMSG,
+					 "%s: %s: begins at byte %llu, want %llu (%s)", file, shown,
+					 (unsigned long long)t->begin, (unsigned long long)at,
 					 t->begin < at ? "overlap" : "hole");
 		at = t->end;
 	}
@@ -438,7 +449,7 @@ int safetensors_scan(struct safetensors **ret, const char *file_name, char *head
 		     uint64_t data_bytes, struct error *err)
 {
 	_cleanup_(safetensors_freep) struct safetensors *st = calloc(1, sizeof(*st));
-	struct scan s = { file_name, header, header, header + n, err };
+	struct scan s = {file_name, header, header, header + n, err};
 	size_t valid;
 	int r;
 
@@ -450,7 +461,8 @@ int safetensors_scan(struct safetensors **ret, const char *file_name, char *head
 	st->data_bytes = data_bytes;
 	valid = utf8_valid_up_to((const unsigned char *)header, n);
 	if (valid != n)
-		return error_set(err, -EBADMSG, "%s: header byte %zu is not UTF-8", file_name, valid);
+		return error_set(err, -EBADMSG, "%s: header byte %zu is not UTF-8", file_name,
+				 valid);
 	r = take_header(&s, st);
 	if (r < 0)
 		return r;
@@ -462,7 +474,8 @@ int safetensors_scan(struct safetensors **ret, const char *file_name, char *head
 		if (strcmp(st->tensors[i - 1].name, st->tensors[i].name) == 0) {
 			char shown[260];
 
-			log_escape(shown, sizeof(shown), st->tensors[i].name, strlen(st->tensors[i].name));
+			log_escape(shown, sizeof(shown), st->tensors[i].name,
+				   strlen(st->tensors[i].name));
 			return error_set(err, -EBADMSG, "%s: %s: there twice", file_name, shown);
 		}
 	*ret = TAKE_PTR(st);
@@ -485,11 +498,11 @@ int safetensors_open(struct safetensors **ret, const struct file *f, struct erro
 	for (int i = 7; i >= 0; i--)
 		n = n << 8 | head[i];
 	if (n > SAFETENSORS_HEADER_MAX)
-		return error_set(err, -EBADMSG, "%s: header of %llu bytes, want at most %u", f->name,
-				 (unsigned long long)n, SAFETENSORS_HEADER_MAX);
+		return error_set(err, -EBADMSG, "%s: header of %llu bytes, want at most %u",
+				 f->name, (unsigned long long)n, SAFETENSORS_HEADER_MAX);
 	if (n > f->size - sizeof(head))
-		return error_set(err, -EBADMSG, "%s: header of %llu bytes in a file of %llu", f->name,
-				 (unsigned long long)n, (unsigned long long)f->size);
+		return error_set(err, -EBADMSG, "%s: header of %llu bytes in a file of %llu",
+				 f->name, (unsigned long long)n, (unsigned long long)f->size);
 	header = malloc(n + 1);
 	if (!header)
 		return -ENOMEM;
@@ -518,7 +531,7 @@ struct safetensors *safetensors_free(struct safetensors *s)
 
 const struct st_tensor *safetensors_find(const struct safetensors *s, const char *name)
 {
-	struct st_tensor key = { .name = name };
+	struct st_tensor key = {.name = name};
 
 	return bsearch(&key, s->tensors, s->n_tensors, sizeof(key), by_name);
 }
@@ -528,7 +541,8 @@ const char *st_shape_text(char *buf, size_t n, const uint64_t *dims, uint32_t n_
 	size_t o = (size_t)snprintf(buf, n, "[");
 
 	for (uint32_t i = 0; i < n_dims && o + 24 < n; i++)
-		o += (size_t)snprintf(buf + o, n - o, i ? ", %llu" : "%llu", (unsigned long long)dims[i]);
+		o += (size_t)snprintf(buf + o, n - o, i ? ", %llu" : "%llu",
+				      (unsigned long long)dims[i]);
 	snprintf(buf + o, n - o, "]");
 	return buf;
 }

@@ -12,20 +12,33 @@
 struct error;
 struct file;
 
-#define SAFETENSORS_HEADER_MAX  (16u << 20)
+#define SAFETENSORS_HEADER_MAX	(16u << 20)
 #define SAFETENSORS_TENSORS_MAX 200000u
-#define SAFETENSORS_DIMS_MAX    8u
+#define SAFETENSORS_DIMS_MAX	8u
 
 enum st_dtype {
 	ST_UNKNOWN, /* a name this reader has no size for */
-	ST_BOOL, ST_U8, ST_I8, ST_F8_E5M2, ST_F8_E4M3, ST_I16, ST_U16, ST_F16, ST_BF16,
-	ST_I32, ST_U32, ST_F32, ST_F64, ST_I64, ST_U64,
+	ST_BOOL,
+	ST_U8,
+	ST_I8,
+	ST_F8_E5M2,
+	ST_F8_E4M3,
+	ST_I16,
+	ST_U16,
+	ST_F16,
+	ST_BF16,
+	ST_I32,
+	ST_U32,
+	ST_F32,
+	ST_F64,
+	ST_I64,
+	ST_U64,
 	_ST_DTYPE_MAX
 };
 
 struct st_tensor {
 	const char *name; /* UTF-8 */
-	uint8_t dtype;    /* enum st_dtype */
+	uint8_t dtype;	  /* enum st_dtype */
 	uint8_t n_dims;
 	uint64_t dims[SAFETENSORS_DIMS_MAX];
 	uint64_t begin, end; /* bytes of the data part */

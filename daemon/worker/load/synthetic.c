@@ -19,7 +19,7 @@ void synthetic_init(struct synthetic_tensor *t, uint64_t seed, const char *name,
 {
 	float unit = 1 / sqrtf((float)n_in);
 
-	*t = (struct synthetic_tensor){ .key = XXH3_64bits_withSeed(name, strlen(name), seed) };
+	*t = (struct synthetic_tensor){.key = XXH3_64bits_withSeed(name, strlen(name), seed)};
 	if (ends_with(name, "norm.weight")) {
 		t->mean = 1;
 		t->spread = 0.05f;

@@ -42,7 +42,8 @@ static const char *const v2_patterns[] = {
 	"\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e"
 	"\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a"
 	"\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2"
-	"\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"	"]+",
+	"\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+	"]+",
 	"\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
 	"\\s+$",
 	"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
@@ -60,7 +61,7 @@ struct reading {
 	enum image_splitter splitter;
 	struct json_object *vocab; /* text (byte symbols) -> id */
 	struct json_object *merges;
-	const char **text;         /* [n_vocab] of the vocabulary, NULL: none */
+	const char **text;	   /* [n_vocab] of the vocabulary, NULL: none */
 	struct added_token *added; /* [n_vocab] */
 	uint32_t n_added;
 };
@@ -74,11 +75,12 @@ static void reading_done(struct reading *r)
 static int refuse_form(struct error *err, const char *what, struct json_object *got)
 {
 	char shown[260];
-	const char *text = got ? json_object_to_json_string_ext(got, JSON_C_TO_STRING_PLAIN) : "nothing";
+	const char *text =
+		got ? json_object_to_json_string_ext(got, JSON_C_TO_STRING_PLAIN) : "nothing";
 
 	log_escape(shown, sizeof(shown), text, strlen(text));
-	return error_set(err, -EOPNOTSUPP, FILE_NAME ": %s: got %s, want that of DeepSeek-V2 or -V3", what,
-			 shown);
+	return error_set(err, -EOPNOTSUPP,
+			 FILE_NAME ": %s: got %s, want that of DeepSeek-V2 or -V3", what, shown);
 }
 
 /* Whether two pattern texts are the same, a line end in the file being its escape in ours. */
@@ -121,14 +123,17 @@ static bool is_split(struct json_object *o, const char *pattern)
 
 	return strcmp(member_text(o, "type"), "Split") == 0 &&
 	       strcmp(member_text(o, "behavior"), "Isolated") == 0 &&
-	       member_is(o, "invert", false, false) && json_object_object_get_ex(o, "pattern", &p) &&
-	       json_object_is_type(p, json_type_object) && same_pattern(member_text(p, "Regex"), pattern);
+	       member_is(o, "invert", false, false) &&
+	       json_object_object_get_ex(o, "pattern", &p) &&
+	       json_object_is_type(p, json_type_object) &&
+	       same_pattern(member_text(p, "Regex"), pattern);
 }
 
 static bool is_byte_level(struct json_object *o)
 {
 	return strcmp(member_text(o, "type"), "ByteLevel") == 0 &&
-	       member_is(o, "add_prefix_space", false, true) && member_is(o, "use_regex", false, true);
+	       member_is(o, "add_prefix_space", false, true) &&
+	       member_is(o, "use_regex", false, true);
 }
 
 static bool is_digits(struct json_object *o)
@@ -137,7 +142,8 @@ static bool is_digits(struct json_object *o)
 	       member_is(o, "individual_digits", true, false);
 }
 
-static bool is_form(struct json_object *list, const char *const *patterns, size_t n_patterns, bool digits)
+static bool is_form(struct json_object *list, const char *const *patterns, size_t n_patterns,
+		    bool digits)
 {
 	size_t n = json_object_array_length(list), i;
 
@@ -184,10 +190,10 @@ static int check_normalizer(const struct json_place *p, struct error *err)
 
 static int read_model(struct reading *r, const struct json_place *root, struct error *err)
 {
-	static const char *const flags[] = { "fuse_unk", "byte_fallback", "ignore_merges" };
-	static const char *const texts[] = { "dropout", "unk_token", "continuing_subword_prefix",
-					     "end_of_word_suffix" };
-	struct json_place p = { .file = FILE_NAME, .path = "model." };
+	static const char *const flags[] = {"fuse_unk", "byte_fallback", "ignore_merges"};
+	static const char *const texts[] = {"dropout", "unk_token", "continuing_subword_prefix",
+					    "end_of_word_suffix"};
+	struct json_place p = {.file = FILE_NAME, .path = "model."};
 	int e;
 
 	e = json_get_object(root, "model", JSON_REQUIRED, &p.object, err);
@@ -202,7 +208,8 @@ static int read_model(struct reading *r, const struct json_place *root, struct e
 	for (size_t i = 0; i < N_ELEMENTS(texts); i++) {
 		struct json_object *o = json_get(&p, texts[i]);
 
-		if (o && !(json_object_is_type(o, json_type_string) && *json_object_get_string(o) == 0))
+		if (o &&
+		    !(json_object_is_type(o, json_type_string) && *json_object_get_string(o) == 0))
 			return json_refuse(&p, texts[i], err, "null");
 	}
 	e = json_get_object(&p, "vocab", JSON_REQUIRED, &r->vocab, err);
@@ -211,8 +218,8 @@ static int read_model(struct reading *r, const struct json_place *root, struct e
 	return json_get_array(&p, "merges", JSON_REQUIRED, &r->merges, err);
 }
 
-static int check_id(const struct reading *r, struct json_object *id, const char *text, uint32_t *ret,
-		    struct error *err)
+static int check_id(const struct reading *r, struct json_object *id, const char *text,
+		    uint32_t *ret, struct error *err)
 {
 	char shown[260];
 	int64_t x = json_object_is_type(id, json_type_int) ? json_object_get_int64(id) : -1;
@@ -222,7 +229,8 @@ static int check_id(const struct reading *r, struct json_object *id, const char 
 		return error_set(err, -EINVAL, FILE_NAME ": token \"%s\" has no id", shown);
 	if (x >= r->n_vocab)
 		return error_set(err, -EINVAL,
-				 FILE_NAME ": token \"%s\" has id %lld, but config.json has vocab_size %u",
+				 FILE_NAME
+				 ": token \"%s\" has id %lld, but config.json has vocab_size %u",
 				 shown, (long long)x, r->n_vocab);
 	*ret = (uint32_t)x;
 	return 0;
@@ -248,7 +256,7 @@ static int read_vocab(struct reading *r, struct error *err)
 
 static int read_added(struct reading *r, const struct json_place *root, struct error *err)
 {
-	static const char *const flags[] = { "single_word", "lstrip", "rstrip" };
+	static const char *const flags[] = {"single_word", "lstrip", "rstrip"};
 	struct json_object *list = NULL;
 	int e;
 
@@ -256,14 +264,15 @@ static int read_added(struct reading *r, const struct json_place *root, struct e
 	if (e < 0 || !list)
 		return e;
 	for (size_t i = 0; i < json_object_array_length(list); i++) {
-		struct json_place p = { FILE_NAME, "added_tokens[].", json_object_array_get_idx(list, i) };
+		struct json_place p = {FILE_NAME, "added_tokens[].",
+				       json_object_array_get_idx(list, i)};
 		const char *text;
 		bool special = false;
 		uint32_t id;
 
 		if (!json_object_is_type(p.object, json_type_object))
-			return error_set(err, -EINVAL, FILE_NAME ": added_tokens: element %zu is no object",
-					 i);
+			return error_set(err, -EINVAL,
+					 FILE_NAME ": added_tokens: element %zu is no object", i);
 		e = json_get_string(&p, "content", JSON_REQUIRED, &text, err);
 		e = e ?: check_id(r, json_get(&p, "id"), text, &id, err);
 		e = e ?: json_get_bool(&p, "special", JSON_OPTIONAL, &special, err);
@@ -275,9 +284,10 @@ static int read_added(struct reading *r, const struct json_place *root, struct e
 		if (r->added[id].there || (r->text[id] && strcmp(r->text[id], text) != 0))
 			return error_set(err, -EINVAL, FILE_NAME ": two tokens have id %u", id);
 		if (!*text || strlen(text) > IMAGE_TOKEN_LEN_MAX)
-			return error_set(err, -EINVAL, FILE_NAME ": added token %u has %zu bytes, want 1 to %u",
+			return error_set(err, -EINVAL,
+					 FILE_NAME ": added token %u has %zu bytes, want 1 to %u",
 					 id, strlen(text), IMAGE_TOKEN_LEN_MAX);
-		r->added[id] = (struct added_token){ text, (uint32_t)strlen(text), true, special };
+		r->added[id] = (struct added_token){text, (uint32_t)strlen(text), true, special};
 		r->n_added++;
 		if (r->n_added > IMAGE_ADDED_MAX)
 			return error_set(err, -EINVAL, FILE_NAME ": more added tokens than %u",
@@ -362,15 +372,17 @@ static int append_tokens(struct image_builder *b, const struct reading *r, struc
 			flags[id] = IMAGE_TOKEN_UNUSED;
 		} else if (decode_symbols(r->text[id], bytes + n, &n_token) < 0) {
 			return error_set(err, -EINVAL,
-					 FILE_NAME ": token %u is not made of at most %u byte symbols", id,
-					 IMAGE_TOKEN_LEN_MAX);
+					 FILE_NAME
+					 ": token %u is not made of at most %u byte symbols",
+					 id, IMAGE_TOKEN_LEN_MAX);
 		}
 		n += n_token;
 		if (n > UINT32_MAX)
 			return error_set(err, -EINVAL, FILE_NAME ": tokens of more than 4 GiB");
 		offsets[id + 1] = (uint32_t)n;
 	}
-	e = image_append(b, &b->h.token_offset, offsets, sizeof(*offsets) * ((size_t)r->n_vocab + 1));
+	e = image_append(b, &b->h.token_offset, offsets,
+			 sizeof(*offsets) * ((size_t)r->n_vocab + 1));
 	e = e ?: image_append(b, &b->h.token_bytes, bytes, n);
 	e = e ?: image_append(b, &b->h.token_flags, flags, r->n_vocab);
 	e = e ?: image_append(b, &b->h.added, added, sizeof(*added) * r->n_added);
@@ -388,7 +400,8 @@ static int split_merge(struct json_object *merge, char *buf, size_t n, const cha
 		struct json_object *a = json_object_array_get_idx(merge, 0);
 		struct json_object *b = json_object_array_get_idx(merge, 1);
 
-		if (!json_object_is_type(a, json_type_string) || !json_object_is_type(b, json_type_string))
+		if (!json_object_is_type(a, json_type_string) ||
+		    !json_object_is_type(b, json_type_string))
 			return -EINVAL;
 		left = json_object_get_string(a);
 		n_left = strlen(left);
@@ -436,7 +449,8 @@ static int append_merges(struct image_builder *b, const struct reading *r, struc
 		struct image_merge *m = &merges[i];
 		const char *right;
 
-		if (split_merge(json_object_array_get_idx(r->merges, i), buf, sizeof(buf), &right) < 0)
+		if (split_merge(json_object_array_get_idx(r->merges, i), buf, sizeof(buf), &right) <
+		    0)
 			return error_set(err, -EINVAL, FILE_NAME ": merge %zu: want two tokens", i);
 		m->left = find_id(r, buf);
 		m->right = find_id(r, right);
@@ -447,8 +461,9 @@ static int append_merges(struct image_builder *b, const struct reading *r, struc
 			continue;
 		log_escape(shown, sizeof(shown), buf, strlen(buf));
 		return error_set(err, -EINVAL,
-				 FILE_NAME ": merge %zu (%s): not all its parts are in the vocabulary", i,
-				 shown);
+				 FILE_NAME
+				 ": merge %zu (%s): not all its parts are in the vocabulary",
+				 i, shown);
 	}
 	b->h.n_merges = (uint32_t)n;
 	return image_append(b, &b->h.merges, merges, sizeof(*merges) * n);
@@ -512,11 +527,11 @@ static int named_token(const struct reading *r, const struct json_place *p, cons
 
 /* tokenizer_config.json: begin and end tokens by their text, and whether the published class has a
  * chat of control ids. @r NULL: there is no tokenizer.json, and texts mean nothing. */
-static int read_config(struct image_header *h, const struct reading *r, const struct tokenizer_input *in,
-		       bool *ret_v3_chat, struct error *err)
+static int read_config(struct image_header *h, const struct reading *r,
+		       const struct tokenizer_input *in, bool *ret_v3_chat, struct error *err)
 {
 	_cleanup_(json_unrefp) struct json_object *root = NULL;
-	struct json_place p = { .file = "tokenizer_config.json", .path = "" };
+	struct json_place p = {.file = "tokenizer_config.json", .path = ""};
 	bool add_bos = true;
 	uint32_t bos = IMAGE_NONE, eos = IMAGE_NONE;
 	int e;
@@ -552,9 +567,10 @@ static int fill_bytes(struct image_builder *b, const struct tokenizer_input *in,
 	int e;
 
 	if (h->n_vocab < 256)
-		return error_set(err, -EINVAL,
-				 "config.json: vocab_size: got %u, want at least 256 without " FILE_NAME,
-				 h->n_vocab);
+		return error_set(
+			err, -EINVAL,
+			"config.json: vocab_size: got %u, want at least 256 without " FILE_NAME,
+			h->n_vocab);
 	e = read_config(h, NULL, in, &v3_chat, err);
 	if (e < 0)
 		return e;
@@ -603,8 +619,8 @@ int tokenizer_fill(struct image_builder *b, const struct tokenizer_input *in,
 		   struct error *err)
 {
 	_cleanup_(json_unrefp) struct json_object *root = NULL;
-	_cleanup_(reading_done) struct reading r = { .n_vocab = b->h.n_vocab };
-	struct json_place p = { .file = FILE_NAME, .path = "" };
+	_cleanup_(reading_done) struct reading r = {.n_vocab = b->h.n_vocab};
+	struct json_place p = {.file = FILE_NAME, .path = ""};
 	bool v3_chat;
 	int e;
 

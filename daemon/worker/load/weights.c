@@ -69,6 +69,14 @@ static bool is_shard(const char *name)
 	return n > 12 && strcmp(name + n - 12, ".safetensors") == 0;
 }
 
+bool weights_are_there(const struct files *files)
+{
+	for (uint32_t i = 0; i < files->n; i++)
+		if (is_shard(files->items[i].name))
+			return true;
+	return false;
+}
+
 static int open_shards(struct weights *w, const struct files *files, struct error *err)
 {
 	int r;
@@ -89,7 +97,8 @@ static int open_shards(struct weights *w, const struct files *files, struct erro
 
 static int by_name(const void *a, const void *b)
 {
-	return strcmp(((const struct weights_entry *)a)->name, ((const struct weights_entry *)b)->name);
+	return strcmp(((const struct weights_entry *)a)->name,
+		      ((const struct weights_entry *)b)->name);
 }
 
 static int add_one_file(struct weights *w, struct error *err)
@@ -104,8 +113,7 @@ static int add_one_file(struct weights *w, struct error *err)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < st->n_tensors; i++)
 		w->entries[i] = (struct weights_entry){
-			.name = st->tensors[i].name, .st = st, .tensor = &st->tensors[i]
-		};
+			.name = st->tensors[i].name, .st = st, .tensor = &st->tensors[i]};
 	w->n_entries = st->n_tensors;
 	return 0;
 }
@@ -123,7 +131,7 @@ static int add_indexed(struct weights *w, const struct file *index, struct error
 {
 	_cleanup_(json_unrefp) struct json_object *root = NULL;
 	_cleanup_(freep) char *text = NULL;
-	struct json_place p = { .file = index->name, .path = "" };
+	struct json_place p = {.file = index->name, .path = ""};
 	struct json_object *map;
 	char shown[260];
 	size_t n;
@@ -149,14 +157,16 @@ static int add_indexed(struct weights *w, const struct file *index, struct error
 	json_object_object_foreach(map, name, value)
 	{
 		struct weights_entry *e = &w->entries[w->n_entries];
-		const char *file =
-			json_object_is_type(value, json_type_string) ? json_object_get_string(value) : "";
+		const char *file = json_object_is_type(value, json_type_string)
+					   ? json_object_get_string(value)
+					   : "";
 
 		e->st = find_shard(w, file);
 		e->tensor = e->st ? safetensors_find(e->st, name) : NULL;
 		log_escape(shown, sizeof(shown), name, strlen(name));
 		if (!e->st)
-			return error_set(err, -EINVAL, "%s: %s: its file is not there", index->name, shown);
+			return error_set(err, -EINVAL, "%s: %s: its file is not there", index->name,
+					 shown);
 		if (!e->tensor)
 			return error_set(err, -EINVAL, "%s: %s: is not in %s", index->name, shown,
 					 e->st->file->name);
@@ -212,7 +222,7 @@ struct weights_entry *weights_entries(struct weights *w, uint32_t *ret_n)
 
 struct weights_entry *weights_find(struct weights *w, const char *name)
 {
-	struct weights_entry key = { .name = name };
+	struct weights_entry key = {.name = name};
 
 	if (!w->n_entries)
 		return NULL;
@@ -247,7 +257,8 @@ static int set_current(struct weights *w, const char *name, uint64_t n_in, struc
 static int move_window(struct weights *w, uint64_t from, struct error *err)
 {
 	struct weights_entry *e = w->current;
-	uint64_t all = e->tensor->end - e->tensor->begin, n = MIN(all - from, (uint64_t)WINDOW_BYTES);
+	uint64_t all = e->tensor->end - e->tensor->begin,
+		 n = MIN(all - from, (uint64_t)WINDOW_BYTES);
 	int r;
 
 	r = file_read(e->st->file, e->st->data_offset + e->tensor->begin + from, w->window, n, err);

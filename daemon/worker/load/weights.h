@@ -25,6 +25,7 @@ struct weights_entry {
 
 struct weights; /* opaque */
 
+bool weights_are_there(const struct files *files);
 /**
  * weights_open() - headers of all files, checked
  * Return: 0. -ENOENT: no safetensors file. -EBADMSG: a header or the index is malformed. -EINVAL: the

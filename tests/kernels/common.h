@@ -1,0 +1,130 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the kernel tests share: variants of this CPU, random numbers, guarded arrays. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "cpu/cpu.h"
+#include "kernels.h"
+
+#define N_ELEMENTS(a) (sizeof(a) / sizeof((a)[0]))
+
+struct variant {
+	const char *name;
+	uint32_t needs;
+	const struct cpu_isa *isa;
+};
+
+/* Every instruction set there is a table for, the reference first. */
+static const struct variant variants[] = {
+	{"scalar", 0, &cpu_isa_scalar},
+#ifdef K_HAVE_X86
+	{"avx2", K_CPU_AVX2, &cpu_isa_avx2},
+	{"avx512", K_CPU_AVX512, &cpu_isa_avx512},
+#endif
+};
+
+/* Uniform in [-1, 1). */
+static inline float uniform(uint64_t *state)
+{
+	*state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+	return (float)(*state >> 40) / (float)(1 << 23) - 1.0f;
+}
+
+static inline float *random_array(uint64_t seed, size_t n, float scale)
+{
+	float *x = malloc(n * sizeof(*x));
+	uint64_t state = seed * 7919 + 1;
+
+	assert_non_null(x);
+	for (size_t i = 0; i < n; i++)
+		x[i] = uniform(&state) * scale;
+	return x;
+}
+
+/* Matrices as published, handed over row by row. */
+struct matrix {
+	uint32_t n_mat, n_out, n_in;
+	float *v;
+};
+
+static inline int matrix_row(void *ctx, uint32_t row, float *ret)
+{
+	const struct matrix *a = ctx;
+
+	memcpy(ret, a->v + (size_t)row * a->n_in, a->n_in * sizeof(*ret));
+	return 0;
+}
+
+static inline struct matrix matrix_random(uint64_t seed, uint32_t n_mat, uint32_t n_out,
+					  uint32_t n_in)
+{
+	return (struct matrix){
+		n_mat, n_out, n_in,
+		random_array(seed, (size_t)n_mat * n_out * n_in, 1.0f / sqrtf((float)n_in))};
+}
+
+static inline struct k_weight *matrix_pack(struct kernels *k, struct matrix *a, enum k_type type)
+{
+	struct k_source src = {a->n_mat, a->n_out, a->n_in, type, matrix_row, a};
+	struct k_weight *w = NULL;
+
+	assert_int_equal(k->weight_pack(k, &w, &src), 0);
+	return w;
+}
+
+/* The matrix's number as a packed weight of @type has it. */
+static inline double matrix_at(const struct matrix *a, enum k_type type, uint32_t mat, uint32_t out,
+			       uint32_t in)
+{
+	float x = a->v[((size_t)mat * a->n_out + out) * a->n_in + in];
+
+	return type == K_BF16 ? bf16_to_f32(bf16_from_f32(x)) : x;
+}
+
+static inline struct k_buffer *buffer_of(struct kernels *k, const float *x, uint32_t rows,
+					 uint32_t width)
+{
+	struct k_buffer *b = NULL;
+
+	assert_int_equal(k->buffer_new(k, &b, rows, width), 0);
+	if (x)
+		k->upload(k, b, 0, x, rows);
+	return b;
+}
+
+static inline struct kernels *kernels_for(uint32_t cpu_mask, uint32_t n_threads)
+{
+	struct kernels_config cfg = {n_threads, cpu_mask};
+	struct kernels *k = NULL;
+
+	assert_int_equal(kernels_cpu_new(&k, &cfg), 0);
+	return k;
+}
+
+/* A step of rows at positions 0, 1, ... in one page-less pool: for operations without a cache. */
+struct plain_step {
+	struct k_step step;
+	struct k_segment seg;
+	struct k_pool pool;
+	uint32_t ids[512], positions[512], pages[8];
+};
+
+static inline void plain_begin(struct kernels *k, struct plain_step *s, uint32_t n_rows)
+{
+	*s = (struct plain_step){.pool = {.n_pages = 1}};
+	for (uint32_t i = 0; i < n_rows; i++)
+		s->positions[i] = i;
+	s->seg = (struct k_segment){0, n_rows, 0, false, s->pages};
+	s->step = (struct k_step){n_rows, 1, s->ids, s->positions, &s->seg};
+	assert_int_equal(k->step_begin(k, &s->step, &s->pool), 0);
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "common.h"
+
+struct count {
+	uint32_t calls[64], n_threads;
+};
+
+static void count_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	struct count *c = ctx;
+
+	c->calls[thread]++;
+	if (thread == 0)
+		c->n_threads = n_threads;
+}
+
+static void threads_run_every_part_once_before_they_join(void **state)
+{
+	static const uint32_t counts[] = {1, 2, 3, 8,
+					  40}; /* the last ones more than CPUs: nobody spins */
+
+	(void)state;
+	for (uint32_t i = 0; i < N_ELEMENTS(counts); i++) {
+		struct count c = {0};
+		struct threads *t;
+
+		assert_int_equal(threads_new(&t, counts[i]), 0);
+		assert_int_equal(threads_count(t), counts[i]);
+		for (uint32_t round = 1; round <= 200; round++) {
+			threads_run(t, count_part, &c);
+			for (uint32_t j = 0; j < 64; j++)
+				assert_int_equal(c.calls[j], j < counts[i] ? round : 0);
+		}
+		assert_int_equal(c.n_threads, counts[i]);
+		threads_free(t);
+	}
+}
+
+static void threads_join_after_a_long_sleep(void **state)
+{
+	const struct timespec pause = {0, 5000000};
+	struct count c = {0};
+	struct threads *t;
+
+	(void)state;
+	assert_int_equal(threads_new(&t, 2), 0);
+	for (uint32_t round = 1; round <= 5; round++) {
+		nanosleep(&pause, NULL); /* long enough for the worker to stop spinning */
+		threads_run(t, count_part, &c);
+		assert_int_equal(c.calls[1], round);
+	}
+	threads_free(t);
+}
+
+static void threads_share_covers_everything_once(void **state)
+{
+	static const uint32_t sizes[] = {0, 1, 5, 64, 1000, UINT32_MAX};
+
+	(void)state;
+	for (uint32_t i = 0; i < N_ELEMENTS(sizes); i++)
+		for (uint32_t n = 1; n <= 9; n++) {
+			uint32_t at = 0, begin, end;
+
+			for (uint32_t t = 0; t < n; t++, at = end) {
+				threads_share(sizes[i], t, n, &begin, &end);
+				assert_int_equal(begin, at);
+				assert_true(end >= begin);
+			}
+			assert_int_equal(at, sizes[i]);
+		}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(threads_run_every_part_once_before_they_join),
+		cmocka_unit_test(threads_join_after_a_long_sleep),
+		cmocka_unit_test(threads_share_covers_everything_once),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
