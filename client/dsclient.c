@@ -27,7 +27,8 @@
 #include "internal.h"
 
 #define READ_BYTES     (64u << 10) /* room made for each read */
-#define READS_PER_CALL 16          /* so that one busy connection does not hold up an event loop */
+#define HELLO_NAME_MAX 64
+#define READS_PER_CALL 16 /* so that one busy connection does not hold up an event loop */
 
 int dsc_fail(struct dsc *c, int r, enum dsc_code code, const char *fmt, ...)
 {
@@ -150,15 +151,24 @@ int dsc_send(struct dsc *c, const Dsd__ClientFrame *frame)
 	return 0;
 }
 
+/* The program's name, for people; not one that the daemon would refuse. */
+static char *hello_name(void)
+{
+	char *name = program_invocation_short_name;
+	size_t n = 0;
+
+	while (name[n] > ' ' && name[n] <= '~')
+		n++;
+	return name[n] == 0 && n <= HELLO_NAME_MAX ? name : NULL;
+}
+
 static int send_hello(struct dsc *c)
 {
 	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
 	Dsd__Hello hello = DSD__HELLO__INIT;
 
 	hello.protocol = WIRE_PROTOCOL;
-	hello.client = program_invocation_short_name;
-	if (strlen(hello.client) > 64)
-		hello.client = NULL;
+	hello.client = hello_name();
 	frame.id = DSC_HELLO_ID;
 	frame.msg_case = DSD__CLIENT_FRAME__MSG_HELLO;
 	frame.hello = &hello;

@@ -204,6 +204,8 @@ struct dsc_model_stats {
 	uint64_t worker_usec, worker_pid;
 	uint32_t worker_starts, worker_deaths;
 	uint32_t kv_bytes_per_token, mha_bytes_per_token, gqa8_bytes_per_token;
+	uint32_t pages_cached; /* not in use, kept for who asks again */
+	uint64_t preemptions;
 };
 
 struct dsc_stats_reply {

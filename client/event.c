@@ -337,6 +337,8 @@ static const struct dsc_model_stats *put_model_stats(struct room *room, const Ds
 		.cached_tokens = x->cached_tokens,
 		.worker_usec = x->worker_usec,
 		.worker_pid = x->worker_pid,
+		.pages_cached = x->pages_cached,
+		.preemptions = x->preemptions,
 		.worker_starts = x->worker_starts,
 		.worker_deaths = x->worker_deaths,
 		.kv_bytes_per_token = x->kv_bytes_per_token,

@@ -7,8 +7,8 @@
 
 #include "internal.h"
 
-/* What the first version had; anything shorter was not made by DSC_REQUEST_INIT. */
-#define REQUEST_BYTES_MIN sizeof(struct dsc_request)
+/* What the first version had, up to its last member; anything shorter was not made by DSC_REQUEST_INIT. */
+#define REQUEST_BYTES_MIN (offsetof(struct dsc_request, deadline_ms) + sizeof(uint32_t))
 
 static int copy_request(struct dsc *c, struct dsc_request *ret, const struct dsc_request *request)
 {
@@ -25,7 +25,7 @@ static int copy_request(struct dsc *c, struct dsc_request *ret, const struct dsc
 					"the request holds something at byte %zu, this libdsclient "
 					"knows the first %zu",
 					i, sizeof(*ret));
-	memcpy(ret, request, sizeof(*ret));
+	memcpy(ret, request, request->size < sizeof(*ret) ? request->size : sizeof(*ret));
 	return 0;
 }
 

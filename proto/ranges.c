@@ -21,17 +21,17 @@
 #include "options.pb-c.h"
 #include "wire_ranges.h"
 
-#define RANGE_FIELD	50700 /* the extension's number in options.proto */
-#define SET_MAX		(1u << 20)
+#define RANGE_FIELD     50700 /* the extension's number in options.proto */
+#define SET_MAX         (1u << 20)
 #define EXACT_IN_DOUBLE 9007199254740992.0 /* 2^53 */
-#define NAME_MAX_BYTES	256
+#define NAME_MAX_BYTES  256
 
 typedef Google__Protobuf__FileDescriptorSet FileSet;
 typedef Google__Protobuf__FileDescriptorProto File;
 typedef Google__Protobuf__DescriptorProto Message;
 typedef Google__Protobuf__FieldDescriptorProto Field;
 
-#define TYPE(x)	 GOOGLE__PROTOBUF__FIELD_DESCRIPTOR_PROTO__TYPE__TYPE_##x
+#define TYPE(x)  GOOGLE__PROTOBUF__FIELD_DESCRIPTOR_PROTO__TYPE__TYPE_##x
 #define LABEL(x) GOOGLE__PROTOBUF__FIELD_DESCRIPTOR_PROTO__LABEL__LABEL_##x
 
 __attribute__((format(printf, 3, 4))) static int refuse(const Message *m, const Field *f,
@@ -186,7 +186,8 @@ static int emit_message(FILE *out, const File *file, const Message *m, size_t in
 {
 	if (m->n_nested_type || m->n_enum_type)
 		return refuse(m, NULL, "types declared inside a message are not supported");
-	qsort(m->field, m->n_field, sizeof(m->field[0]), by_number);
+	if (m->n_field > 0)
+		qsort(m->field, m->n_field, sizeof(m->field[0]), by_number);
 	fprintf(out, "/* %s */\nstatic const struct wire_range ranges_%zu[] = {\n", m->name, index);
 	for (size_t i = 0; i < m->n_field; i++) {
 		Dsd__Range *r = field_range(m->field[i]);

@@ -142,7 +142,7 @@ static bool is_utf8(const char *s)
 	const uint8_t *p = (const uint8_t *)s;
 
 	while (*p) {
-		unsigned n = *p < 0x80		       ? 0
+		unsigned n = *p < 0x80                 ? 0
 			     : *p >= 0xc2 && *p < 0xe0 ? 1
 			     : *p >= 0xe0 && *p < 0xf0 ? 2
 						       : 3;
@@ -317,6 +317,19 @@ static int check_count(struct walk *w, const struct wire_range *r, size_t n)
 	return -EINVAL;
 }
 
+/* Token ids are the one thing that comes a million at a time: passes over those in range. */
+static void skip_legal_ids(struct level *l, const ProtobufCFieldDescriptor *f,
+			   const struct wire_range *r, size_t n)
+{
+	const uint32_t *ids = element_at(l->message, f, 0);
+	uint32_t min = (uint32_t)r->min, max = (uint32_t)r->max;
+	size_t i = l->element;
+
+	while (i < n && ids[i] >= min && ids[i] <= max)
+		i++;
+	l->element = i;
+}
+
 /* Goes through what is left of the level on top. 1: a message was pushed, 0: the level is done. */
 static int check_level(struct walk *w)
 {
@@ -330,6 +343,9 @@ static int check_level(struct walk *w)
 
 		if (e < 0)
 			return e;
+		if (f->label == PROTOBUF_C_LABEL_REPEATED && f->type == PROTOBUF_C_TYPE_UINT32 &&
+		    r->kind == WIRE_NUMBER)
+			skip_legal_ids(l, f, r, n);
 		for (; l->element < n; l->element++) {
 			const void *member = element_at(l->message, f, l->element);
 

@@ -11,10 +11,10 @@
 
 #include "dsd.pb-c.h"
 
-#define WIRE_PROTOCOL	  1
-#define WIRE_HEADER_BYTES 4	     /* little-endian length of what follows */
-#define WIRE_FRAME_MAX	  (1u << 20) /* longest message, header not counted */
-#define WIRE_TEXT_MAX	  256	     /* a sentence of this file, NUL included */
+#define WIRE_PROTOCOL     1
+#define WIRE_HEADER_BYTES 4          /* little-endian length of what follows */
+#define WIRE_FRAME_MAX    (1u << 20) /* longest message, header not counted */
+#define WIRE_TEXT_MAX     256        /* a sentence of this file, NUL included */
 
 /* What a frame may take when unpacked: a fixed part and so many times its own size. Eight times holds
  * all but crowds of tiny elements; the fixed part holds 300 logit biases, the worst legal crowd. */
@@ -45,7 +45,7 @@ struct wire_arena {
 	ProtobufCAllocator allocator;
 	uint8_t *data;
 	size_t size, used; /* bytes */
-	int full;	   /* an allocation was refused: the frame unpacks to more than size */
+	int full;          /* an allocation was refused: the frame unpacks to more than size */
 };
 #define WIRE_ARENA_NULL ((struct wire_arena){})
 

@@ -20,7 +20,7 @@ struct wire_range {
 	double min, max; /* closed; compared in the field's own precision */
 	uint32_t max_bytes;
 	uint32_t max_count; /* repeated fields, else 0 */
-	uint32_t sub;	    /* index into wire_messages */
+	uint32_t sub;       /* index into wire_messages */
 };
 
 /* One message; ranges in the order of desc->fields, which is by field number. */

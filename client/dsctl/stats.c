@@ -18,6 +18,8 @@ static struct json_object *json_model(const struct dsc_model_stats *m)
 	json_add(o, "name", json_text(m->name, strlen(m->name)));
 	json_add(o, "pages_total", json_object_new_int64(m->pages_total));
 	json_add(o, "pages_used", json_object_new_int64(m->pages_used));
+	json_add(o, "pages_cached", json_object_new_int64(m->pages_cached));
+	json_add(o, "preemptions", json_object_new_uint64(m->preemptions));
 	json_add(o, "running", json_object_new_int64(m->running));
 	json_add(o, "waiting", json_object_new_int64(m->waiting));
 	json_add(o, "steps", json_object_new_uint64(m->steps));
@@ -129,7 +131,8 @@ static void model_rows(struct libscols_table *table, const struct dsc_model_stat
 	row(table, "model", m->name);
 	snprintf(text, sizeof(text), "%u running, %u waiting", m->running, m->waiting);
 	row(table, "  sequences", text);
-	snprintf(text, sizeof(text), "%u of %u used", m->pages_used, m->pages_total);
+	snprintf(text, sizeof(text), "%u of %u used, %u cached", m->pages_used, m->pages_total,
+		 m->pages_cached);
 	row(table, "  pages", text);
 	snprintf(text, sizeof(text),
 		 "%" PRIu64 " prompt (%" PRIu64 " from the pool), %" PRIu64 " generated",

@@ -338,7 +338,7 @@ static unsigned drain_workers(struct ring_io *u, struct io_event *ret, unsigned 
 	return n;
 }
 
-static int uring_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
+static int wait_once(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
 {
 	struct ring_io *u = ring_io(io);
 	struct io_uring_cqe *cqe;
@@ -371,6 +371,17 @@ static int uring_wait(struct io *io, struct io_event *ret, unsigned max, uint64_
 	}
 	io_uring_cq_advance(&u->ring, seen);
 	return (int)(n + drain_workers(u, ret + n, max - n));
+}
+
+/* Completions that are ours to mend (buffers ran out, a wake-up of the workers) are no reason to return. */
+static int uring_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
+{
+	int n;
+
+	do
+		n = wait_once(io, ret, max, deadline_usec);
+	while (n == 0 && io_real_now_usec(io) < deadline_usec);
+	return n;
 }
 
 static void uring_free(struct io *io)

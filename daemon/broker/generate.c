@@ -46,6 +46,7 @@ static void send_done(struct request *r)
 	uint64_t now = io_now_usec(r->server->io);
 
 	usage.prompt_tokens = r->n_prompt;
+	usage.cached_tokens = r->n_cached;
 	for (uint32_t i = 0; i < r->n_choices; i++)
 		usage.completion_tokens += r->choices[i].n_tokens;
 	usage.has_queue_usec = usage.has_prefill_usec = usage.has_decode_usec = 1;
@@ -127,6 +128,7 @@ static void on_token(void *ctx, const struct channel_result_row *row)
 	if (!r->first_token_usec) {
 		r->first_token_usec = io_now_usec(r->server->io);
 		r->started_usec = seq_started_usec(c->seq);
+		r->n_cached = seq_cached_tokens(c->seq);
 	}
 	if (image_is_eos(model_image(r->model), row->token) && !r->params.ignore_eos)
 		return; /* the end says the rest */
@@ -221,6 +223,9 @@ static int submit_choice(struct request *r, uint32_t i, struct error *err)
 		.max_tokens = r->max_tokens,
 		.eos = h->eos,
 		.n_eos = h->n_eos,
+		.priority = r->priority,
+		.reuse_generated = r->reuse_generated,
+		.leader = i > 0 ? r->choices[0].seq : NULL,
 	};
 	struct text_buf text = {};
 	int s;
@@ -387,12 +392,8 @@ static const char *unimplemented(const Dsd__Generate *g)
 {
 	if (g->has_suffix)
 		return "generate.suffix: this daemon has no fill in the middle yet";
-	if (g->has_priority)
-		return "generate.priority: this daemon has no priorities yet";
 	if (g->has_deadline_ms)
 		return "generate.deadline_ms: this daemon has no deadlines yet";
-	if (g->has_reuse_generated)
-		return "generate.reuse_generated: this daemon has no prefix cache yet";
 	if (g->sampling && g->sampling->has_echo)
 		return "generate.sampling.echo: this daemon has no echo yet";
 	return NULL;
@@ -413,6 +414,10 @@ void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 	r = request_new(c, frame->id, g->model, generate_ready);
 	if (!r)
 		return;
+	r->priority = SEQ_NORMAL;
+	if (g->has_priority)
+		r->priority = (enum seq_priority)(g->priority - DSD__PRIORITY__PRIORITY_INTERACTIVE);
+	r->reuse_generated = g->has_reuse_generated && g->reuse_generated;
 	why = "the daemon is out of memory";
 	s = take_sampling(r, g->sampling);
 	if (s == 0)

@@ -109,12 +109,16 @@ static void fill_stats(Dsd__ModelStats *out, const struct model *m)
 	out->name = (char *)model_name(m);
 	out->pages_total = st.pages_total;
 	out->pages_used = st.pages_used;
+	out->has_pages_cached = out->has_preemptions = 1;
+	out->pages_cached = st.pages_cached;
+	out->preemptions = st.sched.preemptions;
 	out->running = st.sched.running;
 	out->waiting = st.sched.waiting;
 	out->steps = st.sched.steps;
 	out->rows = st.sched.rows;
 	out->prompt_tokens = st.sched.prompt_tokens;
 	out->generated_tokens = st.sched.generated_tokens;
+	out->cached_tokens = st.sched.cached_tokens;
 	out->worker_usec = st.sched.worker_usec;
 	out->worker_starts = st.starts;
 	out->worker_deaths = st.deaths;

@@ -700,7 +700,8 @@ void model_get_stats(const struct model *m, struct model_stats *ret)
 		const struct image_header *h = m->image.h;
 
 		ret->pages_total = pool_n_pages(m->pool);
-		ret->pages_used = ret->pages_total - pool_n_free(m->pool);
+		ret->pages_used = ret->pages_total - pool_n_available(m->pool);
+		ret->pages_cached = pool_n_cached(m->pool);
 		ret->kv_bytes_per_token = pool_geometry(m->pool)->token_bytes;
 		/* What the same model would cache otherwise, in bf16 (MODEL.md §1.2). */
 		ret->mha_bytes_per_token =

@@ -49,7 +49,7 @@ uint64_t model_on_tick(struct model *m, uint64_t now);
 
 struct model_stats {
 	struct sched_stats sched;
-	uint32_t pages_total, pages_used, starts, deaths;
+	uint32_t pages_total, pages_used, pages_cached, starts, deaths;
 	uint64_t kv_bytes_per_token, mha_bytes_per_token, gqa8_bytes_per_token;
 	pid_t worker_pid;
 	float progress;

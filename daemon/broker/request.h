@@ -75,7 +75,9 @@ struct request {
 	uint32_t n_choices, n_running;
 	struct channel_params params;
 	struct sampling_set sampling_set;
-	uint32_t max_tokens, n_prompt;
+	uint32_t max_tokens, n_prompt, n_cached;
+	enum seq_priority priority;
+	bool reuse_generated;
 	bool want_logprobs, skip_special;
 	struct stop_string stops[STOP_STRINGS_MAX];
 	uint8_t *stop_text; /* behind stops[] */

@@ -127,6 +127,12 @@ struct channel_slot *channel_begin_slot(struct channel *c, uint32_t slot)
 	return s;
 }
 
+struct channel_slot *channel_peek_slot(struct channel *c, uint32_t slot)
+{
+	assert(slot < c->shape.n_slots);
+	return channel_slot(c->base, &c->shape, slot);
+}
+
 void channel_end_slot(struct channel *c, uint32_t slot)
 {
 	struct channel_slot *s = channel_slot(c->base, &c->shape, slot);

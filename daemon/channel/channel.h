@@ -26,6 +26,8 @@ int channel_result_eventfd(const struct channel *c); /* readable: take results *
 
 /** channel_begin_slot() - a sequence moves into @slot; the broker fills in params and ids. */
 struct channel_slot *channel_begin_slot(struct channel *c, uint32_t slot);
+/** channel_peek_slot() - the slot of a running sequence, whose ids and pages may be appended to. */
+struct channel_slot *channel_peek_slot(struct channel *c, uint32_t slot);
 /** channel_end_slot() - the slot is complete; workers may read it from the next step on. */
 void channel_end_slot(struct channel *c, uint32_t slot);
 

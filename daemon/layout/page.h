@@ -89,7 +89,9 @@ struct page_record {
 	uint32_t first_pos, n_tokens;
 	uint32_t ids[PAGE_TOKENS];
 	uint8_t tag[16];
-	uint8_t _pad[512 - 376];
+	uint32_t n_prompt; /* GENERATED: of the sequence that computed it; rows from there on took the
+			    * generated path. 0 otherwise */
+	uint8_t _pad[512 - 380];
 };
 _Static_assert(sizeof(struct page_record) == 512, "page records are 512 bytes");
 _Static_assert(sizeof(struct page_meta_header) == PAGE_META_HEADER_BYTES, "one page of header");

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The allocator is a stack of free page ids; references are private memory, never in a memfd, so that
+/* A page is free (on a stack), referenced, or cached: sealed, without references, on the list of the
+ * index from cold to warm. References, list and index are private memory, never in a memfd, so that
  * an adopter starts from records alone. Free pages keep their record's domain, which tells whether the
  * next owner must find them zeroed. Broker thread only. */
 #include "pool/pool.h"
@@ -13,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/io.h"
+#include "pool/prefix.h"
 
 #define POOL_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
@@ -24,6 +26,7 @@ struct pool {
 	uint32_t *refs;
 	page_id *free_pages; /* stack */
 	uint32_t n_free;
+	struct prefix *prefix;
 };
 #define POOL_NULL { .data_fd = -EBADF, .meta_fd = -EBADF }
 
@@ -92,6 +95,10 @@ int pool_new(struct pool **ret, const struct pool_config *cfg, struct error *err
 	p->free_pages = io_alloc(cfg->io, cfg->n_pages * sizeof(*p->free_pages));
 	if (!p->refs || !p->free_pages)
 		return -ENOMEM;
+	r = prefix_new(&p->prefix, cfg->io, cfg->n_pages,
+		       (struct page_record *)(p->meta + PAGE_META_HEADER_BYTES));
+	if (r < 0)
+		return r;
 	write_meta_header(p);
 	/* Low page ids first: a pool that is hardly used touches little memory. */
 	for (page_id i = cfg->n_pages; i-- > 0;)
@@ -110,6 +117,7 @@ struct pool *pool_free(struct pool *p)
 		io_unmap(p->cfg.io, p->meta, meta_bytes(p));
 	fd_close(p->data_fd);
 	fd_close(p->meta_fd);
+	prefix_free(p->prefix);
 	free(p->refs);
 	free(p->free_pages);
 	free(p);
@@ -134,6 +142,25 @@ uint32_t pool_n_pages(const struct pool *p)
 uint32_t pool_n_free(const struct pool *p)
 {
 	return p->n_free;
+}
+
+uint32_t pool_n_cached(const struct pool *p)
+{
+	return prefix_n_cached(p->prefix);
+}
+
+uint32_t pool_n_available(const struct pool *p)
+{
+	return p->n_free + prefix_n_cached(p->prefix);
+}
+
+uint64_t pool_n_refs(const struct pool *p)
+{
+	uint64_t n = 0;
+
+	for (page_id i = 0; i < p->cfg.n_pages; i++)
+		n += p->refs[i];
+	return n;
 }
 
 void pool_domain(const struct pool *p, uid_t uid, uint8_t ret[16])
@@ -166,13 +193,30 @@ static void record_end(struct page_record *rec)
 			      memory_order_release);
 }
 
+/* A page without references goes to the free stack; its text goes out of the record. */
+static void make_free(struct pool *p, page_id page)
+{
+	struct page_record *rec = record(p, page);
+
+	record_begin(rec);
+	rec->state = PAGE_FREE;
+	explicit_bzero(rec->ids, sizeof(rec->ids));
+	record_end(rec);
+	p->free_pages[p->n_free++] = page;
+}
+
 int pool_take_page(struct pool *p, const uint8_t domain[16], page_id *ret)
 {
 	struct page_record *rec;
 	page_id page;
 
-	if (p->n_free == 0)
-		return -EAGAIN;
+	if (p->n_free == 0) {
+		page = prefix_coldest(p->prefix, domain, POOL_SWEEP);
+		if (page == PAGE_NONE)
+			return -EAGAIN;
+		prefix_remove(p->prefix, page);
+		make_free(p, page);
+	}
 	page = p->free_pages[--p->n_free];
 	rec = record(p, page);
 	if (rec->magic == PAGE_RECORD_MAGIC && memcmp(rec->domain, domain, 16) != 0)
@@ -198,60 +242,114 @@ void pool_ref_page(struct pool *p, page_id page)
 	p->refs[page]++;
 }
 
-void pool_unref_page(struct pool *p, page_id page)
+static void unref(struct pool *p, page_id page, bool cold)
 {
-	struct page_record *rec = record(p, page);
-
 	assert(page < p->cfg.n_pages && p->refs[page] > 0);
 	if (--p->refs[page] > 0)
 		return;
-	record_begin(rec);
-	rec->state = PAGE_FREE;
-	explicit_bzero(rec->ids, sizeof(rec->ids));
-	record_end(rec);
-	p->free_pages[p->n_free++] = page;
+	if (prefix_holds(p->prefix, page))
+		prefix_retire(p->prefix, page, cold);
+	else
+		make_free(p, page);
+}
+
+void pool_unref_page(struct pool *p, page_id page)
+{
+	unref(p, page, false);
+}
+
+void pool_unref_page_cold(struct pool *p, page_id page)
+{
+	unref(p, page, true);
 }
 
 void pool_seal_page(struct pool *p, page_id page, const uint8_t parent[16], uint32_t first_pos,
-		    const uint32_t ids[PAGE_TOKENS], bool generated, uint8_t ret_chain[16])
+		    const uint32_t ids[PAGE_TOKENS], uint32_t n_prompt, uint8_t ret_chain[16])
 {
 	struct page_record *rec = record(p, page);
+	bool generated = first_pos + PAGE_TOKENS > n_prompt;
 
 	assert(rec->state == PAGE_OPEN && p->refs[page] > 0);
-	pool_chain(p, parent, ids, PAGE_TOKENS, ret_chain);
 	record_begin(rec);
 	rec->state = PAGE_SEALED;
 	rec->flags = generated ? PAGE_FLAG_GENERATED : 0;
+	rec->n_prompt = generated ? n_prompt : 0;
 	memcpy(rec->parent, parent, 16);
-	memcpy(rec->chain, ret_chain, 16);
+	pool_chain(p, parent, ids, PAGE_TOKENS, rec->chain);
 	rec->first_pos = first_pos;
 	rec->n_tokens = PAGE_TOKENS;
 	memcpy(rec->ids, ids, sizeof(rec->ids));
 	record_end(rec);
+	memcpy(ret_chain, rec->chain, 16);
+	prefix_add(p->prefix, page);
+}
+
+page_id pool_find_page(struct pool *p, const uint8_t domain[16], const uint8_t parent[16],
+		       uint32_t first_pos, const uint32_t ids[PAGE_TOKENS], uint32_t n_prompt,
+		       bool any_path, uint8_t ret_chain[16])
+{
+	struct prefix_key key = {
+		.domain = domain,
+		.first_pos = first_pos,
+		.ids = ids,
+		.n_prompt = first_pos + PAGE_TOKENS > n_prompt ? n_prompt : 0,
+		.any_path = any_path,
+	};
+	page_id page;
+
+	pool_chain(p, parent, ids, PAGE_TOKENS, key.chain);
+	memcpy(ret_chain, key.chain, 16);
+	page = prefix_find(p->prefix, &key);
+	if (page == PAGE_NONE)
+		return page;
+	if (p->refs[page]++ == 0)
+		prefix_revive(p->prefix, page);
+	return page;
+}
+
+uint32_t pool_drop_cached(struct pool *p, const uint8_t *domain)
+{
+	uint32_t n = 0;
+	page_id page;
+
+	while ((page = prefix_coldest_of(p->prefix, domain)) != PAGE_NONE) {
+		prefix_remove(p->prefix, page);
+		make_free(p, page);
+		n++;
+	}
+	return n;
 }
 
 int pool_check(const struct pool *p, struct error *err)
 {
-	uint32_t n_free = 0;
+	uint32_t n_free = 0, n_cached = 0;
 
 	for (page_id i = 0; i < p->cfg.n_pages; i++) {
 		const struct page_record *rec = record(p, i);
 
-		if (p->refs[i] == 0)
-			n_free++;
+		bool cached = p->refs[i] == 0 && prefix_holds(p->prefix, i);
+
+		n_cached += cached;
+		n_free += p->refs[i] == 0 && !cached;
 		if (rec->generation & 1)
 			return error_set(err, -EBADF, "page %u: record left half written", i);
 		if (rec->magic == 0 && p->refs[i] == 0)
 			continue; /* never used */
 		if (rec->magic != PAGE_RECORD_MAGIC || rec->page != i)
 			return error_set(err, -EBADF, "page %u: not its own record", i);
-		if ((rec->state == PAGE_FREE) != (p->refs[i] == 0))
+		if (cached && rec->state != PAGE_SEALED)
+			return error_set(err, -EBADF, "page %u: in the index with state %u", i,
+					 rec->state);
+		if ((rec->state == PAGE_FREE) != (p->refs[i] == 0 && !cached))
 			return error_set(err, -EBADF, "page %u: state %u with %u references", i,
 					 rec->state, p->refs[i]);
 	}
 	if (n_free != p->n_free)
 		return error_set(err, -EBADF, "%u pages without references, %u on the free list", n_free,
 				 p->n_free);
+	if (n_cached != prefix_n_cached(p->prefix))
+		return error_set(err, -EBADF, "%u cached pages, %u on their list", n_cached,
+				 prefix_n_cached(p->prefix));
 	for (uint32_t i = 0; i < p->n_free; i++)
 		if (p->free_pages[i] >= p->cfg.n_pages || p->refs[p->free_pages[i]] != 0)
 			return error_set(err, -EBADF, "free list holds page %u", p->free_pages[i]);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One step is one batch: whoever owes a single row goes first, so that a long prompt delays a running
- * stream by one chunk at the most; then chunks of longer debts, oldest first, up to step_tokens.
+ * stream by one chunk at the most; then chunks of longer debts, by priority and age, up to step_tokens.
  *
- * When the pool has no page left, the youngest running sequence gives up its slot: it has cost the
- * least so far, and it computes the same bits when it comes back. */
+ * When the pool has no page left, sequences without a slot lose theirs first, then the youngest running
+ * one of the lowest priority gives up its slot: it has cost the least so far, and it computes the same
+ * bits when it comes back. If a step holds rows of it, it goes when that step is back. */
 #include "sched/seq.h"
 
 #include <assert.h>
@@ -13,8 +14,7 @@
 #include "channel/channel.h"
 #include "pool/pool.h"
 
-/* Pages for the next @n rows of @q, taken from younger sequences if need be. Sequences that have rows
- * in this step already are older than @q in their pass, or marked by n_posted. */
+/* Pages for the next @n rows of @q, from those who must give way to it if need be. */
 static int reserve_or_preempt(struct sched *s, struct seq *q, uint32_t n)
 {
 	for (;;) {
@@ -25,62 +25,80 @@ static int reserve_or_preempt(struct sched *s, struct seq *q, uint32_t n)
 			return r;
 		if (sched_reclaim(s))
 			continue;
-		for (victim = s->running.last; victim; victim = victim->prev)
-			if (victim == q || (victim->n_pages && victim->n_posted == victim->n_computed))
+		for (victim = s->running.last; victim && victim != q; victim = victim->prev)
+			if (victim->n_pages && !victim->done && !victim->yield)
 				break;
 		if (!victim || victim == q)
 			return -EAGAIN;
+		if (victim->n_in_flight) {
+			victim->yield = true;
+			return -EAGAIN;
+		}
 		seq_preempt(victim);
 	}
 }
 
-static void write_rows(struct seq *q, struct channel_row *rows, uint32_t n)
+static void write_pages(struct seq *q)
 {
-	struct sched *s = q->sched;
-	struct channel_slot *shared = channel_begin_slot(s->channel, q->slot);
+	struct channel_slot *shared = channel_peek_slot(q->sched->channel, q->slot);
 	uint32_t *table = channel_slot_pages(shared);
 
+	/* What a queued step reads stands there already and is written again as it is. */
 	for (uint32_t i = 0; i < q->n_pages; i++)
-		table[i] = q->pages[i];
-	shared->n_pages = q->n_pages;
-	channel_end_slot(s->channel, q->slot);
+		__atomic_store_n(&table[i], q->pages[i], __ATOMIC_RELAXED);
+	__atomic_store_n(&shared->n_pages, q->n_pages, __ATOMIC_RELEASE);
+}
+
+static void write_rows(struct seq *q, struct channel_row *rows, uint32_t n, struct posted *step)
+{
+	struct sched *s = q->sched;
+	bool samples = false;
+
+	write_pages(q);
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t pos = q->n_posted + i;
-		bool last = pos + 1 == q->n_ids;
+		bool last = pos + 1 == q->n_expected;
 
 		rows[i] = (struct channel_row){
 			.slot = q->slot,
 			.position = pos,
-			.token = q->ids[pos],
+			.token = pos < q->n_ids ? q->ids[pos] : CHANNEL_FROM_LAST_SAMPLE,
 			.path = pos < q->n_prompt ? CHANNEL_PROMPT : CHANNEL_GENERATED,
 			.mask = UINT32_MAX,
 		};
-		if (q->score)
+		if (q->score) {
 			rows[i].flags = last ? 0 : CHANNEL_WANT_PROMPT_LOGPROB;
-		else
-			rows[i].flags = last ? CHANNEL_WANT_LOGITS : 0;
+		} else if (last) {
+			rows[i].flags = CHANNEL_WANT_LOGITS;
+			samples = true;
+		}
 		s->stats.prompt_tokens += pos < q->n_prompt;
 	}
 	q->n_posted += n;
+	q->n_expected += samples;
+	q->n_in_flight++;
+	step->part[step->n].seq = q;
+	step->part[step->n].n_rows = n;
+	step->n++;
 }
 
 /* One pass over the running sequences; @single: those that owe one row, else the others. */
-static uint32_t pass(struct sched *s, bool single, struct channel_row *rows, uint32_t n, uint32_t max)
+static uint32_t pass(struct sched *s, bool single, struct channel_row *rows, uint32_t n, uint32_t max,
+		     struct posted *step)
 {
 	struct seq *q, *next;
 
 	for (q = s->running.first; q && n < max; q = next) {
-		uint32_t want = MIN(seq_owes(q), max - n);
+		uint32_t owes = seq_owes(q), want = MIN(owes, max - n);
 		int r;
 
 		next = q->next;
-		if (q->paused || q->done || q->n_posted != q->n_computed || want == 0 ||
-		    (seq_owes(q) == 1) != single)
+		if (q->paused || q->yield || q->done || owes == 0 || (owes == 1) != single)
 			continue;
 		r = reserve_or_preempt(s, q, want);
-		if (r == -EAGAIN && n == 0 && !single) {
-			/* Nobody younger to ask: compute what the pages at hand take. */
-			uint32_t room = (q->n_pages + pool_n_free(s->cfg.pool)) * PAGE_TOKENS;
+		if (r == -EAGAIN && !single) {
+			/* Nobody to ask: compute what the pages at hand take. */
+			uint32_t room = (q->n_pages + pool_n_available(s->cfg.pool)) * PAGE_TOKENS;
 
 			want = room > q->n_posted ? MIN(want, room - q->n_posted) : 0;
 			r = want ? seq_reserve(q, q->n_posted + want, NULL) : -EAGAIN;
@@ -88,7 +106,7 @@ static uint32_t pass(struct sched *s, bool single, struct channel_row *rows, uin
 		next = q->next; /* a younger neighbour may have been preempted */
 		if (r < 0)
 			continue;
-		write_rows(q, rows + n, want);
+		write_rows(q, rows + n, want, step);
 		n += want;
 	}
 	return n;
@@ -98,16 +116,20 @@ uint32_t batch_post(struct sched *s)
 {
 	struct channel_row *rows = channel_begin_step(s->channel);
 	uint32_t max = channel_get_shape(s->channel)->max_rows;
-	uint32_t n;
+	struct posted *step = &s->posted[s->n_posted % STEPS_QUEUED];
+	uint32_t n, n_single;
 
 	if (!rows)
 		return 0;
-	n = pass(s, true, rows, 0, max);
-	n = pass(s, false, rows, n, MIN(max, n + s->cfg.step_tokens));
+	step->n = 0;
+	/* A sequence is in a step once: what the first pass took owes nothing, or waits for its sample. */
+	n_single = pass(s, true, rows, 0, max, step);
+	n = pass(s, false, rows, n_single, MIN(max, n_single + s->cfg.step_tokens), step);
 	if (n == 0)
 		return 0;
 	s->stats.steps++;
 	s->stats.rows += n;
+	s->n_posted++;
 	channel_post_step(s->channel, n);
 	return n;
 }

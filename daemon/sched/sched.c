@@ -39,6 +39,16 @@ static void list_insert(struct seq_list *l, struct seq *q, struct seq *before)
 	l->n++;
 }
 
+/* Behind all of the same or a higher priority; @front: before those of the same. */
+static void list_enqueue(struct seq_list *l, struct seq *q, bool front)
+{
+	struct seq *at = l->first;
+
+	while (at && (at->priority < q->priority || (!front && at->priority == q->priority)))
+		at = at->next;
+	list_insert(l, q, at);
+}
+
 static void list_remove(struct seq_list *l, struct seq *q)
 {
 	*(q->prev ? &q->prev->next : &l->first) = q->next;
@@ -70,7 +80,7 @@ struct sched *sched_free(struct sched *s)
 
 void sched_set_channel(struct sched *s, struct channel *c)
 {
-	assert(!s->step_in_flight);
+	assert(s->n_posted == s->n_taken);
 	s->channel = c;
 }
 
@@ -92,7 +102,7 @@ int seq_reserve(struct seq *q, uint32_t n_rows, struct error *err)
 	uint32_t n = want > q->n_pages ? want - q->n_pages : 0;
 	int r;
 
-	if (n > pool_n_free(s->cfg.pool))
+	if (n > pool_n_available(s->cfg.pool))
 		return -EAGAIN;
 	if (n == 0)
 		return 0;
@@ -109,12 +119,20 @@ int seq_reserve(struct seq *q, uint32_t n_rows, struct error *err)
 
 void seq_drop_pages(struct seq *q)
 {
-	for (uint32_t i = 0; i < q->n_pages; i++)
-		pool_unref_page(q->sched->cfg.pool, q->pages[i]);
+	struct pool *pool = q->sched->cfg.pool;
+	/* A prompt of more than a quarter of the pool must not drive out everybody else's pages. */
+	uint32_t warm = pool_n_pages(pool) / 4;
+
+	/* From the end: what a prefix ends with is colder than what it begins with. */
+	for (uint32_t i = q->n_pages; i-- > 0;)
+		if (i < warm)
+			pool_unref_page(pool, q->pages[i]);
+		else
+			pool_unref_page_cold(pool, q->pages[i]);
 	if (q->n_pages)
 		quota_uncharge(q->sched->cfg.quota, q->uid, QUOTA_PAGES, q->n_pages);
 	q->n_pages = q->n_sealed = q->n_computed = q->n_posted = 0;
-	memset(q->chain, 0, sizeof(q->chain));
+	memcpy(q->chain, q->domain, sizeof(q->chain));
 }
 
 static void leave_slot(struct seq *q)
@@ -127,24 +145,21 @@ static void leave_slot(struct seq *q)
 	list_remove(&s->running, q);
 }
 
-void seq_preempt(struct seq *q)
-{
-	struct sched *s = q->sched;
-
-	assert(q->n_posted == q->n_computed);
-	leave_slot(q);
-	seq_drop_pages(q);
-	seq_set_state(q, SEQ_PREEMPTED);
-	list_insert(&s->waiting, q, s->waiting.first);
-	s->stats.preemptions++;
-}
-
-/* A paused sequence makes room for others; it keeps its pages. */
+/* Back into the queue's front; pages stay. */
 static void seq_yield(struct seq *q)
 {
+	assert(q->n_in_flight == 0);
 	leave_slot(q);
+	q->yield = false;
 	seq_set_state(q, SEQ_PREEMPTED);
-	list_insert(&q->sched->waiting, q, q->sched->waiting.first);
+	list_enqueue(&q->sched->waiting, q, true);
+}
+
+void seq_preempt(struct seq *q)
+{
+	seq_yield(q);
+	seq_drop_pages(q);
+	q->sched->stats.preemptions++;
 }
 
 /* Out of every list, pages back, memory gone. */
@@ -152,26 +167,28 @@ static void seq_remove(struct seq *q)
 {
 	struct sched *s = q->sched;
 
+	assert(q->n_in_flight == 0);
 	if (q->slot != SLOT_NONE)
 		leave_slot(q);
 	else
 		list_remove(&s->waiting, q);
+	for (struct seq *f = s->waiting.first; f; f = f->next)
+		if (f->leader == q)
+			f->leader = NULL;
 	seq_drop_pages(q);
 	seq_set_state(q, SEQ_DONE);
 	seq_free(q);
 }
 
-/* The sequence is over: at once, or when the step that holds rows of it is back. */
+/* The sequence is over: at once, or when the steps that hold rows of it are back. */
 static void seq_finish(struct seq *q, enum seq_end why)
 {
 	const struct seq_ops *ops = q->ops;
 	void *ctx = q->ctx;
 
 	q->done = true;
-	q->why = why;
 	q->ops = NULL;
-	/* Callbacks run while the slots are walked; whoever has none can go now. */
-	if (q->n_posted == q->n_computed && (q->slot == SLOT_NONE || !q->sched->in_callbacks))
+	if (q->n_in_flight == 0 && !q->sched->in_callbacks)
 		seq_remove(q);
 	if (ops)
 		ops->end(ctx, why);
@@ -221,12 +238,16 @@ int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret
 	q->max_ids = (uint32_t)max_ids;
 	q->score = cfg->max_tokens == 0;
 	q->slot = SLOT_NONE;
-	q->n_ids = cfg->n_ids;
+	q->n_ids = q->n_expected = cfg->n_ids;
+	q->priority = cfg->priority;
+	q->reuse_generated = cfg->reuse_generated;
+	q->leader = cfg->leader;
 	memcpy(q->ids, cfg->ids, cfg->n_ids * sizeof(*q->ids));
 	q->n_eos = MIN(cfg->n_eos, SEQ_EOS_MAX);
 	memcpy(q->eos, cfg->eos, q->n_eos * sizeof(*q->eos));
 	pool_domain(s->cfg.pool, q->uid, q->domain);
-	list_insert(&s->waiting, q, NULL);
+	memcpy(q->chain, q->domain, sizeof(q->chain));
+	list_enqueue(&s->waiting, q, false);
 	*ret = q;
 	return 0;
 }
@@ -246,6 +267,11 @@ void seq_pause(struct seq *q, bool paused)
 enum seq_state seq_state(const struct seq *q)
 {
 	return q->state;
+}
+
+uint32_t seq_cached_tokens(const struct seq *q)
+{
+	return q->n_cached;
 }
 
 uint64_t seq_started_usec(const struct seq *q)
@@ -287,6 +313,43 @@ bool sched_reclaim(struct sched *s)
 	return false;
 }
 
+/* The longest prefix of whole pages that the pool holds already. One row at least is left to compute:
+ * somebody waits for its logits. Scoring wants the logits of every row, so it takes none. */
+static void attach_prefix(struct seq *q)
+{
+	struct sched *s = q->sched;
+
+	if (q->n_pages || q->score)
+		return;
+	while ((q->n_pages + 1) * PAGE_TOKENS < q->n_ids) {
+		uint32_t first = q->n_pages * PAGE_TOKENS;
+		uint8_t chain[16];
+		page_id page = pool_find_page(s->cfg.pool, q->domain, q->chain, first, q->ids + first,
+					      q->n_prompt, q->reuse_generated, chain);
+
+		if (page == PAGE_NONE)
+			break;
+		if (quota_charge(s->cfg.quota, q->uid, QUOTA_PAGES, 1, NULL) < 0) {
+			pool_unref_page(s->cfg.pool, page);
+			break;
+		}
+		memcpy(q->chain, chain, sizeof(q->chain));
+		q->pages[q->n_pages++] = page;
+	}
+	q->n_sealed = q->n_pages;
+	q->n_computed = q->n_posted = q->n_pages * PAGE_TOKENS;
+	if (!q->started_usec) {
+		q->n_cached = MIN(q->n_computed, q->n_prompt);
+		s->stats.cached_tokens += q->n_cached;
+	}
+}
+
+/* Whether the sequence that computes the same prompt has done so. */
+static bool leader_is_ahead(const struct seq *q)
+{
+	return q->leader && q->leader->state != SEQ_DECODE && !q->leader->done;
+}
+
 /* The queue's front takes free slots while the pool holds what it owes and one more row. */
 static void admit(struct sched *s)
 {
@@ -294,22 +357,34 @@ static void admit(struct sched *s)
 
 	for (q = s->running.first; q; q = next) {
 		next = q->next;
-		if (q->paused && !q->done && q->n_posted == q->n_computed)
+		if (q->n_in_flight || q->done)
+			continue;
+		if (q->yield)
+			seq_preempt(q);
+		else if (q->paused)
 			seq_yield(q);
 	}
 	for (q = s->waiting.first; q && s->running.n < s->cfg.n_slots; q = next) {
 		uint32_t slot = 0;
 
 		next = q->next;
-		if (q->paused)
+		if (q->paused || leader_is_ahead(q))
 			continue;
-		while (pages_wanted(q) > pool_n_free(s->cfg.pool))
-			if (!sched_reclaim(s))
+		attach_prefix(q);
+		while (pages_wanted(q) > pool_n_available(s->cfg.pool)) {
+			/* Not its own: they are what it wants to go on with. */
+			struct seq *last = s->waiting.last;
+
+			while (last && (last == q || last->n_pages == 0))
+				last = last->prev;
+			if (!last)
 				return;
+			seq_drop_pages(last);
+		}
 		while (s->by_slot[slot])
 			slot++;
 		list_remove(&s->waiting, q);
-		list_insert(&s->running, q, NULL);
+		list_enqueue(&s->running, q, false);
 		s->by_slot[slot] = q;
 		q->slot = slot;
 		seq_set_state(q, SEQ_PREFILL);
@@ -321,23 +396,26 @@ static void admit(struct sched *s)
 
 void sched_run(struct sched *s)
 {
-	if (!s->channel || s->step_in_flight || s->in_callbacks)
+	if (!s->channel || s->in_callbacks)
 		return;
-	admit(s);
-	s->step_in_flight = batch_post(s) > 0;
+	while (s->n_posted - s->n_taken < STEPS_QUEUED) {
+		admit(s);
+		if (batch_post(s) == 0)
+			return;
+	}
 }
 
-/* Rows that are in the pool now; full pages are sealed, in order. */
-static void seq_computed(struct seq *q)
+/* Full pages are sealed, in order, as far as their ids are known. */
+static void seal_pages(struct seq *q)
 {
 	struct pool *pool = q->sched->cfg.pool;
+	uint32_t n = MIN(q->n_computed, q->n_ids);
 
-	q->n_computed = q->n_posted;
-	while ((q->n_sealed + 1) * PAGE_TOKENS <= q->n_computed) {
+	while ((q->n_sealed + 1) * PAGE_TOKENS <= n) {
 		uint32_t first = q->n_sealed * PAGE_TOKENS;
 
 		pool_seal_page(pool, q->pages[q->n_sealed], q->chain, first, q->ids + first,
-			       first + PAGE_TOKENS > q->n_prompt, q->chain);
+			       q->n_prompt, q->chain);
 		q->n_sealed++;
 	}
 }
@@ -363,11 +441,11 @@ static int seq_push_id(struct seq *q, uint32_t id)
 		q->ids = p;
 		q->n_ids_alloc = n;
 	}
-	q->ids[q->n_ids] = id;
-	shared = channel_begin_slot(q->sched->channel, q->slot);
-	channel_slot_ids(shared, channel_get_shape(q->sched->channel))[q->n_ids++] = id;
-	shared->n_ids = q->n_ids;
-	channel_end_slot(q->sched->channel, q->slot);
+	/* Appended, never changed: the worker may be reading the ids before it. */
+	shared = channel_peek_slot(q->sched->channel, q->slot);
+	channel_slot_ids(shared, channel_get_shape(q->sched->channel))[q->n_ids] = id;
+	q->ids[q->n_ids++] = id;
+	__atomic_store_n(&shared->n_ids, q->n_ids, __ATOMIC_RELEASE);
 	return 0;
 }
 
@@ -392,14 +470,54 @@ static void take_row(struct sched *s, const struct channel_result_row *row)
 {
 	struct seq *q = s->by_slot[row->slot];
 
-	/* Only rows we asked for: the last computed one samples, earlier ones score the prompt. */
-	if (!q || q->done || q->n_posted == q->n_computed)
+	if (!q || q->done || q->n_in_flight == 0)
 		return;
 	if (q->score) {
 		if (row->position + 1 < q->n_ids && q->ops)
 			q->ops->prompt(q->ctx, row);
 	} else if (row->position + 1 == q->n_ids) {
 		seq_sampled(q, row);
+	}
+}
+
+/* The oldest step is back: what it computed is in the pool. */
+static void take_step(struct sched *s, const struct channel_reply *reply)
+{
+	struct posted *step = &s->posted[s->n_taken % STEPS_QUEUED];
+
+	/* Before the callbacks: a row that samples is computed when its token is told. */
+	for (uint32_t i = 0; i < step->n; i++)
+		step->part[i].seq->n_computed += step->part[i].n_rows;
+	for (uint32_t i = 0; i < reply->n_rows; i++)
+		take_row(s, &reply->rows[i]);
+	s->n_taken++;
+	for (uint32_t i = 0; i < step->n; i++) {
+		struct seq *q = step->part[i].seq;
+
+		q->n_in_flight--;
+		if (reply->status == CHANNEL_OK)
+			seal_pages(q);
+		else if (!q->done)
+			seq_finish(q, reply->status == CHANNEL_NUMBERS ? SEQ_END_NUMBERS :
+									 SEQ_END_FAILED);
+		if (!q->done && q->score && q->n_computed == q->n_ids)
+			seq_finish(q, SEQ_END_SCORED);
+	}
+}
+
+/* Sequences that are over and in no step any more. */
+static void sweep(struct sched *s)
+{
+	for (uint32_t slot = 0; slot < s->cfg.n_slots; slot++) {
+		struct seq *q = s->by_slot[slot];
+
+		if (q && q->done && q->n_in_flight == 0)
+			seq_remove(q);
+	}
+	for (struct seq *q = s->waiting.first, *next; q; q = next) {
+		next = q->next;
+		if (q->done)
+			seq_remove(q);
 	}
 }
 
@@ -411,31 +529,11 @@ int sched_take_results(struct sched *s, struct error *err)
 	if (!s->channel)
 		return 0;
 	while ((r = channel_take_result(s->channel, s->cfg.n_vocab, &reply, err)) > 0) {
-		s->step_in_flight = false;
 		s->stats.worker_usec += reply.usec;
 		s->in_callbacks = true;
-		for (uint32_t i = 0; i < reply.n_rows; i++)
-			take_row(s, &reply.rows[i]);
-		for (uint32_t slot = 0; slot < s->cfg.n_slots; slot++) {
-			struct seq *q = s->by_slot[slot];
-
-			if (!q || q->n_posted == q->n_computed)
-				continue;
-			if (reply.status != CHANNEL_OK) {
-				q->n_computed = q->n_posted;
-				if (!q->done)
-					seq_finish(q, reply.status == CHANNEL_NUMBERS ? SEQ_END_NUMBERS :
-											SEQ_END_FAILED);
-				continue;
-			}
-			seq_computed(q);
-			if (!q->done && q->score && q->n_computed == q->n_ids)
-				seq_finish(q, SEQ_END_SCORED);
-		}
+		take_step(s, &reply);
 		s->in_callbacks = false;
-		for (uint32_t slot = 0; slot < s->cfg.n_slots; slot++)
-			if (s->by_slot[slot] && s->by_slot[slot]->done)
-				seq_remove(s->by_slot[slot]);
+		sweep(s);
 	}
 	if (r < 0)
 		return r;
@@ -443,15 +541,37 @@ int sched_take_results(struct sched *s, struct error *err)
 	return 0;
 }
 
+/* No worker runs any more: what steps had posted is owed again. */
+static void forget_steps(struct sched *s)
+{
+	for (; s->n_taken != s->n_posted; s->n_taken++) {
+		struct posted *step = &s->posted[s->n_taken % STEPS_QUEUED];
+
+		for (uint32_t i = 0; i < step->n; i++)
+			step->part[i].seq->n_in_flight--;
+	}
+	for (struct seq *q = s->running.first; q; q = q->next) {
+		q->n_posted = q->n_computed;
+		q->n_expected = q->n_ids;
+	}
+	s->in_callbacks = false;
+}
+
+void sched_requeue_all(struct sched *s)
+{
+	forget_steps(s);
+	sweep(s);
+	/* From the youngest: each goes to the front, so their order stays. */
+	while (s->running.last)
+		seq_yield(s->running.last);
+}
+
 void sched_fail_all(struct sched *s)
 {
-	/* The worker is gone: no step is in flight any more. */
-	s->step_in_flight = false;
-	s->in_callbacks = false;
+	forget_steps(s);
 	while (s->running.first || s->waiting.first) {
 		struct seq *q = s->running.first ?: s->waiting.first;
 
-		q->n_computed = q->n_posted;
 		if (q->done)
 			seq_remove(q);
 		else
@@ -468,30 +588,43 @@ void sched_get_stats(const struct sched *s, struct sched_stats *ret)
 
 int sched_check(const struct sched *s, struct error *err)
 {
-	uint32_t n_pages = 0, n_slots = 0;
+	uint32_t n_slots = 0;
+	uint64_t n_refs = 0, in_flight = 0, posted = 0;
 
 	for (const struct seq *q = s->running.first; q; q = q->next) {
 		if (q->slot >= s->cfg.n_slots || s->by_slot[q->slot] != q)
 			return error_set(err, -EBADF, "a running sequence without its slot");
-		if (q->n_pages * PAGE_TOKENS < q->n_posted || q->n_posted < q->n_computed)
-			return error_set(err, -EBADF, "%u rows posted on %u pages", q->n_posted,
-					 q->n_pages);
-		n_pages += q->n_pages;
+		if (q->n_pages * PAGE_TOKENS < q->n_posted || q->n_posted < q->n_computed ||
+		    q->n_expected < q->n_ids || q->n_sealed * PAGE_TOKENS > q->n_computed)
+			return error_set(err, -EBADF, "%u rows posted, %u computed on %u pages",
+					 q->n_posted, q->n_computed, q->n_pages);
+		if ((q->n_posted > q->n_computed) != (q->n_in_flight > 0))
+			return error_set(err, -EBADF, "%u rows posted, %u computed in %u steps",
+					 q->n_posted, q->n_computed, q->n_in_flight);
+		n_refs += q->n_pages;
+		in_flight += q->n_in_flight;
 		n_slots++;
 	}
 	for (const struct seq *q = s->waiting.first; q; q = q->next) {
-		if (q->slot != SLOT_NONE || q->n_posted != q->n_computed)
+		if (q->slot != SLOT_NONE || q->n_posted != q->n_computed || q->n_in_flight)
 			return error_set(err, -EBADF, "a waiting sequence has slot %u", q->slot);
-		n_pages += q->n_pages;
+		n_refs += q->n_pages;
 	}
+	for (uint32_t i = s->n_taken; i != s->n_posted; i++)
+		posted += s->posted[i % STEPS_QUEUED].n;
+	if (posted != in_flight)
+		return error_set(err, -EBADF, "%llu parts in steps, sequences count %llu",
+				 (unsigned long long)posted, (unsigned long long)in_flight);
 	if (n_slots != s->running.n)
 		return error_set(err, -EBADF, "%u in the running list, %u counted", n_slots,
 				 s->running.n);
-	if (n_pages + pool_n_free(s->cfg.pool) != pool_n_pages(s->cfg.pool))
-		return error_set(err, -EBADF, "%u pages with sequences, %u free, of %u", n_pages,
-				 pool_n_free(s->cfg.pool), pool_n_pages(s->cfg.pool));
-	if (quota_total(s->cfg.quota, QUOTA_PAGES) < n_pages)
-		return error_set(err, -EBADF, "%u pages held, %llu charged", n_pages,
+	if (pool_n_refs(s->cfg.pool) != n_refs)
+		return error_set(err, -EBADF, "%llu references in block tables, %llu in the pool",
+				 (unsigned long long)n_refs,
+				 (unsigned long long)pool_n_refs(s->cfg.pool));
+	if (quota_total(s->cfg.quota, QUOTA_PAGES) < n_refs)
+		return error_set(err, -EBADF, "%llu pages held, %llu charged",
+				 (unsigned long long)n_refs,
 				 (unsigned long long)quota_total(s->cfg.quota, QUOTA_PAGES));
 	return pool_check(s->cfg.pool, err);
 }

@@ -2,10 +2,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Continuous batching over one model: sequences wait, get a slot and pages, and share steps.
  *
- * A sequence owes the rows [n_computed, n_ids): its prompt at first, then one row for each sampled
- * token. Every step is one batch: first a row for each sequence that owes just one, then chunks of
- * longer debts up to step_tokens. A sequence that lost its pages owes all its rows again and computes
- * the same bits, for a row's path depends on its position alone: below n_prompt it is a prompt row.
+ * A sequence owes the rows of its ids that are in no step yet: its prompt at first, then one row for
+ * each sampled token. Every step is one batch: first a row for each sequence that owes just one, then
+ * chunks of longer debts up to step_tokens. Two steps may be queued: a row whose token is still being
+ * sampled is posted as CHANNEL_FROM_LAST_SAMPLE. A sequence that lost its pages owes all its rows
+ * again, finds what it sealed in the index, and computes the same bits for the rest, since a row's path
+ * depends on its position alone: below n_prompt it is a prompt row.
  *
  * Thread: broker. Callbacks run inside sched_take_results() and sched_fail_all(); a callback may
  * cancel any sequence, its own too, and submit new ones. */
@@ -38,6 +40,8 @@ struct seq_ops {
 	void (*end)(void *ctx, enum seq_end why);
 };
 
+enum seq_priority { SEQ_INTERACTIVE, SEQ_NORMAL, SEQ_BATCH, _SEQ_PRIORITY_MAX };
+
 struct seq_config {
 	const struct seq_ops *ops;
 	void *ctx;
@@ -48,6 +52,9 @@ struct seq_config {
 	uint32_t max_tokens;          /* sampled tokens, resumed ones counted; 0: score the prompt */
 	const uint32_t *eos;          /* copied */
 	uint32_t n_eos;               /* <= 8; sampling one ends the sequence */
+	enum seq_priority priority;
+	bool reuse_generated; /* pages with generated rows of any request of this user may serve */
+	struct seq *leader;   /* of the same prompt: wait until it has computed it; NULL: nobody */
 };
 
 struct sched_config {
@@ -58,7 +65,7 @@ struct sched_config {
 };
 
 struct sched_stats {
-	uint64_t steps, rows, prompt_tokens, generated_tokens, preemptions, worker_usec;
+	uint64_t steps, rows, prompt_tokens, generated_tokens, cached_tokens, preemptions, worker_usec;
 	uint32_t running, waiting;
 };
 
@@ -80,6 +87,8 @@ void seq_cancel(struct seq *q);
 /** seq_pause() - a paused sequence leaves its slot and keeps its pages while nobody else needs them. */
 void seq_pause(struct seq *q, bool paused);
 enum seq_state seq_state(const struct seq *q);
+/** seq_cached_tokens() - of the prompt, found in the pool when it first got a slot. */
+uint32_t seq_cached_tokens(const struct seq *q);
 /** seq_started_usec() - when it first got a slot; 0: not yet. */
 uint64_t seq_started_usec(const struct seq *q);
 
@@ -90,8 +99,10 @@ void sched_run(struct sched *s);
  * Return: 0. -EBADMSG with a sentence: the worker must go.
  */
 int sched_take_results(struct sched *s, struct error *err);
-/** sched_fail_all() - every sequence ends with SEQ_END_FAILED (the worker died). */
+/** sched_fail_all() - every sequence ends with SEQ_END_FAILED. No worker may run any more. */
 void sched_fail_all(struct sched *s);
+/** sched_requeue_all() - the worker died: what it had not answered is owed again, to the next one. */
+void sched_requeue_all(struct sched *s);
 
 void sched_get_stats(const struct sched *s, struct sched_stats *ret);
 /** sched_check() - invariants, for tests: pages of sequences and the pool agree, slots too. */

@@ -4,34 +4,44 @@
 #include "layout/page.h"
 #include "sched/sched.h"
 
-#define SEQ_EOS_MAX 8u
-#define SLOT_NONE   UINT32_MAX
+#define SEQ_EOS_MAX  8u
+#define SLOT_NONE    UINT32_MAX
+#define STEPS_QUEUED 2u /* one runs while the next waits: the worker never waits for us */
 
+/*    0        n_sealed*64     n_computed     n_posted      n_ids     n_expected
+ *    │ in the index │ in the pool │ in a step    │ owed        │ being sampled │      */
 struct seq {
 	struct sched *sched;
-	struct seq *prev, *next; /* in one of the scheduler's lists, by age */
+	struct seq *prev, *next; /* in one of the scheduler's lists: by priority, then age */
 	enum seq_state state;
-	const struct seq_ops *ops; /* NULL once cancelled */
+	const struct seq_ops *ops; /* NULL once cancelled or over */
 	void *ctx;
 	uid_t uid;
+	enum seq_priority priority;
 	uint8_t domain[16];
-	uint8_t chain[16]; /* of the last sealed page */
+	uint8_t chain[16]; /* of the last sealed page; the domain before the first */
 
 	uint32_t *ids;
 	uint32_t n_ids, n_prompt, n_ids_alloc;
 	uint32_t n_computed; /* rows in the pool */
 	uint32_t n_posted;   /* rows in the pool or in a step */
+	uint32_t n_expected; /* n_ids and the samples that steps will bring */
 	uint32_t max_ids;    /* n_prompt + max_tokens */
+	uint32_t n_in_flight; /* steps with rows of it */
 	bool score;          /* wants prompt logprobs, samples nothing */
-	bool paused, done;
-	enum seq_end why;
+	bool reuse_generated;
+	bool paused;
+	bool yield;          /* leaves its slot and pages when its steps are back */
+	bool done;           /* goes when its steps are back */
 
+	struct seq *leader;
 	struct channel_params params;
 	uint32_t eos[SEQ_EOS_MAX];
 	uint32_t n_eos;
 	uint32_t slot;
 	page_id *pages; /* block table */
 	uint32_t n_pages, n_sealed;
+	uint32_t n_cached; /* prompt tokens found when it first got a slot */
 	uint64_t started_usec;
 };
 
@@ -40,19 +50,32 @@ struct seq_list {
 	uint32_t n;
 };
 
+/* Whose rows a posted step holds. */
+struct posted {
+	uint32_t n;
+	struct {
+		struct seq *seq;
+		uint32_t n_rows;
+	} part[CHANNEL_SLOTS_MAX];
+};
+
 struct sched {
 	struct sched_config cfg;
 	struct channel *channel;
 	struct seq_list waiting, running;
 	struct seq *by_slot[CHANNEL_SLOTS_MAX];
-	bool step_in_flight;
+	struct posted posted[STEPS_QUEUED]; /* ring */
+	uint32_t n_posted, n_taken;         /* steps ever; their difference is in flight */
 	bool in_callbacks;
 	struct sched_stats stats;
 };
 
+/* Rows that can be posted now. The row of the last id is never needed. */
 static inline uint32_t seq_owes(const struct seq *q)
 {
-	return q->n_ids - q->n_posted;
+	uint32_t end = q->score || q->n_expected < q->max_ids ? q->n_expected : q->max_ids - 1;
+
+	return end > q->n_posted ? end - q->n_posted : 0;
 }
 
 /** seq_set_state() - the only writer of q->state: asserts the table of legal successors. */
@@ -62,7 +85,7 @@ void seq_set_state(struct seq *q, enum seq_state next);
 int seq_reserve(struct seq *q, uint32_t n_rows, struct error *err);
 /** seq_drop_pages() - give all pages back; the sequence owes all its rows again. */
 void seq_drop_pages(struct seq *q);
-/** seq_preempt() - out of the running set, back into the queue's front, without pages. */
+/** seq_preempt() - out of the running set, back into the queue, without pages. */
 void seq_preempt(struct seq *q);
 /** sched_reclaim() - take the pages of a sequence that has no slot. Return: false: none holds any. */
 bool sched_reclaim(struct sched *s);

@@ -25,10 +25,10 @@
  * queue. The slot of its last byte has the length too, so that the neighbour on the right finds it; the
  * slots between are stale, with RANK_NONE. */
 typedef uint64_t symbol;
-#define SYMBOL_ID_BITS	20
+#define SYMBOL_ID_BITS  20
 #define SYMBOL_LEN_BITS 13
-#define SYMBOL_QUEUED	(UINT64_C(1) << 33)
-#define RANK_NONE	((1u << 30) - 1)
+#define SYMBOL_QUEUED   (UINT64_C(1) << 33)
+#define RANK_NONE       ((1u << 30) - 1)
 
 _Static_assert(IMAGE_VOCAB_MAX <= 1u << SYMBOL_ID_BITS, "an id fits");
 _Static_assert(IMAGE_TOKEN_LEN_MAX < 1u << SYMBOL_LEN_BITS, "a length fits");
@@ -51,17 +51,23 @@ static inline uint32_t symbol_rank(symbol s)
 	return (uint32_t)(s >> 34);
 }
 
-/* One piece being merged. The heap has (rank << 32 | position) of queued pairs, the least at [0], four
- * children to a parent. Its pairs may be stale: the pair that stands at the position now has another
- * rank. A pair is queued at most once in its life and at most 3n pairs ever exist: n - 1 at the start,
- * and two more with each of at most n - 1 merges. So 3n items are enough. */
+/* One piece being merged. A key is rank << 32 | position of a queued pair. It may be stale: the pair that
+ * stands at the position now has another rank. Keys wait in @sorted (those of the start of a very long
+ * piece, the next one first) and in a heap, the least at [0], four children to a parent.
+ *
+ * A pair is queued at most once in its life, and at most 3n pairs ever exist: n - 1 at the start, and two
+ * more with each of at most n - 1 merges. So 3n keys are enough for both. */
 struct piece {
 	const struct vocab *v;
 	symbol *symbols;
+	size_t n; /* bytes */
+	const uint64_t *sorted, *sorted_end;
 	uint64_t *heap;
 	size_t n_heap;
-	size_t n; /* bytes */
 };
+
+/* From so many keys on sorting them first is faster than having them all in the heap. */
+#define SORT_KEYS 4096
 
 void bpe_scratch_done(struct bpe_scratch *s)
 {
@@ -139,9 +145,10 @@ static inline uint32_t pair_rank(const struct piece *p, uint32_t id, size_t next
 	return vocab_merge(p->v, id, symbol_id(p->symbols[next]))->rank & RANK_NONE;
 }
 
-/* Queues the pair at @at if it merges and neither neighbouring pair, at @prev and @next, is to be merged
- * before it. */
-static inline void queue_pair(struct piece *p, size_t prev, size_t at, size_t next)
+/* Marks the pair at @at as queued if it merges and neither neighbouring pair, at @prev and @next, is to be
+ * merged before it; the caller puts its key into the queue. */
+static inline bool take_first(struct piece *p, size_t prev, size_t at, size_t next,
+			      uint64_t *ret_key)
 {
 	symbol s = p->symbols[at];
 	uint32_t rank = symbol_rank(s);
@@ -149,9 +156,18 @@ static inline void queue_pair(struct piece *p, size_t prev, size_t at, size_t ne
 	if (rank == RANK_NONE || (s & SYMBOL_QUEUED) ||
 	    (prev < at && symbol_rank(p->symbols[prev]) <= rank) ||
 	    symbol_rank(p->symbols[next]) < rank)
-		return;
+		return false;
 	p->symbols[at] = s | SYMBOL_QUEUED;
-	heap_push(p, (uint64_t)rank << 32 | at);
+	*ret_key = (uint64_t)rank << 32 | at;
+	return true;
+}
+
+static inline void queue_pair(struct piece *p, size_t prev, size_t at, size_t next)
+{
+	uint64_t key;
+
+	if (take_first(p, prev, at, next, &key))
+		heap_push(p, key);
 }
 
 /* The symbol to the left, or @at itself at the start. */
@@ -190,6 +206,57 @@ static void merge_at(struct piece *p, size_t at)
 		queue_pair(p, at, next, next_of(p, next));
 }
 
+/* Stable sort of keys by rank, eleven bits at a time; they come in order of position. @spare has room
+ * for as many. */
+static void sort_by_rank(uint64_t *keys, uint64_t *spare, size_t n)
+{
+	enum { BITS = 11, N_BUCKETS = 1 << BITS };
+	uint32_t start[N_BUCKETS];
+
+	_Static_assert(IMAGE_MERGES_MAX <= 1u << 2 * BITS, "two rounds");
+	for (unsigned shift = 32; shift < 32 + 2 * BITS; shift += BITS) {
+		uint32_t sum = 0;
+		uint64_t *from = shift == 32 ? keys : spare, *to = shift == 32 ? spare : keys;
+
+		memset(start, 0, sizeof(start));
+		for (size_t i = 0; i < n; i++)
+			start[from[i] >> shift & (N_BUCKETS - 1)]++;
+		for (size_t b = 0; b < N_BUCKETS; b++) {
+			uint32_t count = start[b];
+
+			start[b] = sum;
+			sum += count;
+		}
+		for (size_t i = 0; i < n; i++)
+			to[start[from[i] >> shift & (N_BUCKETS - 1)]++] = from[i];
+	}
+}
+
+/* Fills the queue. At most every other pair is first, so there is room for sorting. */
+static void queue_start(struct piece *p, uint64_t *memory)
+{
+	size_t n_keys = 0;
+
+	for (size_t i = 0; i < p->n; i++)
+		n_keys += take_first(p, i ? i - 1 : 0, i, i + 1, &memory[n_keys]);
+	p->heap = memory;
+	if (n_keys >= SORT_KEYS) {
+		sort_by_rank(memory, memory + n_keys, n_keys);
+		p->sorted = memory;
+		p->sorted_end = p->heap = memory + n_keys;
+		return;
+	}
+	for (size_t i = 0; i < n_keys; i++)
+		heap_push(p, memory[i]);
+}
+
+static uint64_t queue_pop(struct piece *p)
+{
+	if (p->sorted < p->sorted_end && (p->n_heap == 0 || *p->sorted < p->heap[0]))
+		return *p->sorted++;
+	return heap_pop(p);
+}
+
 static int encode_long(const struct vocab *v, struct bpe_scratch *scratch, const uint8_t *text,
 		       size_t n, struct ids *ret)
 {
@@ -200,15 +267,13 @@ static int encode_long(const struct vocab *v, struct bpe_scratch *scratch, const
 	if (r < 0)
 		return r;
 	p.symbols = scratch->memory;
-	p.heap = scratch->memory + n + 1;
 	p.symbols[n] = symbol_make(0, 1, RANK_NONE); /* what the last pair has on its right */
 	for (size_t i = n; i-- > 0;)
 		p.symbols[i] = symbol_make(v->byte_id[text[i]], 1,
 					   pair_rank(&p, v->byte_id[text[i]], i + 1));
-	for (size_t i = 0; i < n; i++)
-		queue_pair(&p, i ? i - 1 : 0, i, i + 1);
-	while (p.n_heap > 0) {
-		uint64_t key = heap_pop(&p);
+	queue_start(&p, scratch->memory + n + 1);
+	while (p.n_heap > 0 || p.sorted < p.sorted_end) {
+		uint64_t key = queue_pop(&p);
 
 		if (symbol_rank(p.symbols[(uint32_t)key]) == key >> 32)
 			merge_at(&p, (uint32_t)key);

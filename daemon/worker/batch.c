@@ -15,8 +15,8 @@
 /* What is remembered of a slot between steps. */
 struct batch_slot {
 	uint64_t generation;
-	uint64_t seen_seq;		     /* of the step that had rows of it last */
-	uint32_t n_known;		     /* ids[0 .. n_known) are those of the sequence */
+	uint64_t seen_seq;                   /* of the step that had rows of it last */
+	uint32_t n_known;                    /* ids[0 .. n_known) are those of the sequence */
 	uint32_t sample_position, sample_id; /* last sample; position 0: none */
 	uint8_t domain[16];
 	struct channel_params params;
@@ -26,8 +26,8 @@ struct batch {
 	struct channel_shape shape;
 	uint32_t n_vocab, n_pages;
 	struct batch_slot *slots; /* [n_slots] */
-	uint32_t *ids;		  /* [n_slots][max_tokens] */
-	uint32_t *pages;	  /* [n_slots][max_pages] */
+	uint32_t *ids;            /* [n_slots][max_tokens] */
+	uint32_t *pages;          /* [n_slots][max_pages] */
 	struct channel_row *rows; /* [max_rows], and so below */
 	uint32_t *row_ids, *row_positions;
 	struct k_segment *segments;
@@ -37,8 +37,8 @@ struct batch {
 
 /* Ranges no request may leave; the broker's own are narrower. */
 #define TEMPERATURE_MAX 100.0f
-#define PENALTY_MAX	100.0f
-#define BIAS_MAX	1e6f
+#define PENALTY_MAX     100.0f
+#define BIAS_MAX        1e6f
 
 /* The barrier keeps the compiler from reading the original again after the copy was checked. */
 static void copy_shared(void *dst, const void *shared, size_t n)

@@ -2,6 +2,7 @@
 /* dsd-worker: holds one model for the broker, on the other end of a control socketpair.
  *
  *   dsd-worker --control-fd N [--fake]     started by dsd
+ *   dsd-worker --inspect PATH [--json]     describes a model, for people and dsctl
  *
  * The order is that of layout/channel.h: files, LOAD, progress, image, channel, READY, steps. It opens
  * no path, and ends when the socket does. What went wrong is sent as FAILED before it exits. */
@@ -25,14 +26,17 @@
 #include "worker/engine.h"
 #include "worker/fake.h"
 #include "worker/infer.h"
+#include "worker/inspect.h"
 #include "worker/load/files.h"
 #include "worker/serve.h"
 
-static const char usage[] = "usage: dsd-worker --control-fd N [--fake]\n";
+static const char usage[] = "usage: dsd-worker --control-fd N [--fake]\n"
+			    "       dsd-worker --inspect PATH [--json]\n";
 
 struct arguments {
 	int control_fd;
-	bool fake;
+	bool fake, json;
+	const char *inspect; /* path; NULL: serve */
 };
 
 static int parse_arguments(struct arguments *ret, int argc, char **argv)
@@ -42,6 +46,10 @@ static int parse_arguments(struct arguments *ret, int argc, char **argv)
 	for (int i = 1; i < argc; i++) {
 		if (strcmp(argv[i], "--fake") == 0) {
 			a.fake = true;
+		} else if (strcmp(argv[i], "--json") == 0) {
+			a.json = true;
+		} else if (strcmp(argv[i], "--inspect") == 0 && i + 1 < argc) {
+			a.inspect = argv[++i];
 		} else if (strcmp(argv[i], "--control-fd") == 0 && i + 1 < argc) {
 			char *end;
 			long fd = strtol(argv[++i], &end, 10);
@@ -53,7 +61,7 @@ static int parse_arguments(struct arguments *ret, int argc, char **argv)
 			return -EINVAL;
 		}
 	}
-	if (a.control_fd < 0)
+	if (a.inspect ? a.control_fd >= 0 || a.fake : a.control_fd < 0 || a.json)
 		return -EINVAL;
 	*ret = a;
 	return 0;
@@ -194,6 +202,12 @@ int main(int argc, char **argv)
 	if (parse_arguments(&a, argc, argv) < 0) {
 		fputs(usage, stderr);
 		return 2;
+	}
+	if (a.inspect) {
+		r = inspect_run(a.inspect, a.json, &err);
+		if (r < 0)
+			log_error("%s", error_text(&err, r));
+		return r < 0;
 	}
 	r = confine(a.control_fd, &err);
 	if (r < 0) {

@@ -15,7 +15,7 @@ _Static_assert(CHANNEL_TOP_MAX <= K_TOP_MAX, "the channel asks for no more than 
 
 /* Finite, and far enough down that no temperature or penalty brings it back. */
 #define LOGIT_BANNED  (-1e30f)
-#define GREEDY_BELOW  1e-5f	 /* temperatures that vLLM takes for 0 */
+#define GREEDY_BELOW  1e-5f      /* temperatures that vLLM takes for 0 */
 #define LOGPROB_FLOOR (-9999.0f) /* for what has no probability: JSON has no infinity */
 
 struct sampler {
@@ -24,9 +24,9 @@ struct sampler {
 	uint8_t *banned;
 	uint32_t *eos;
 	struct k_buffer *adjusted; /* [max_rows, n_vocab] */
-	float *row;		   /* [n_vocab] */
-	uint32_t *counts;	   /* [n_vocab], all 0 between calls: uses among generated ids */
-	bool *seen;		   /* [n_vocab], all false between calls: among all ids */
+	float *row;                /* [n_vocab] */
+	uint32_t *counts;          /* [n_vocab], all 0 between calls: uses among generated ids */
+	bool *seen;                /* [n_vocab], all false between calls: among all ids */
 	struct k_sample *how, *how_adjusted;
 	struct k_sampled *drawn;
 	uint32_t *row_of; /* adjusted row -> want, from the first */

@@ -136,6 +136,40 @@ def test_a_mebibyte_of_text_is_tokenized_off_the_loop_in_parts(client):
     assert ids == [120] * 1000000 and short == [121]
 
 
+def test_a_repeated_prompt_is_found_in_the_pool(client):
+    """All full pages before the last token, and the answer is the same; another prompt finds its own prefix."""
+    prompt = "a prompt that is longer than three pages " * 5  # 205 bytes and the begin token
+    first = client.generate(prompt, max_tokens=40, temperature=0, ignore_eos=True)
+    again = client.generate(prompt, max_tokens=40, temperature=0, ignore_eos=True)
+    assert again.ids == first.ids
+    assert (first.usage.cached_tokens, again.usage.cached_tokens) == (0, 192)
+    other = client.generate(prompt[:100] + "X" + prompt[101:], max_tokens=2)
+    assert other.usage.cached_tokens == 64
+    exact = client.generate(prompt[:191], max_tokens=2)  # 192 tokens: the last one must be computed
+    assert exact.usage.cached_tokens == 128
+
+
+def test_choices_share_their_prompt(client):
+    prompt = "choices of one request compute their prompt once " * 8
+    a = client.generate(prompt, n=4, max_tokens=3, temperature=1, seed=1, ignore_eos=True)
+    before = client.stats().models[0].prompt_tokens
+    b = client.generate(prompt + "!", n=4, max_tokens=3, temperature=1, seed=1, ignore_eos=True)
+    rows = client.stats().models[0].prompt_tokens - before
+    assert a.error is None and b.usage.cached_tokens == 384 and rows == 4 * (len(prompt) + 2 - 384)
+
+
+def test_generated_pages_serve_a_resume_and_not_a_longer_prompt(client):
+    """What a request computes must not depend on what the cache holds."""
+    whole = client.generate("hello", max_tokens=300, temperature=0, ignore_eos=True)
+    longer = client.generate(ids=[256] + list(b"hello") + whole.ids[:200], max_tokens=2)
+    assert longer.usage.cached_tokens == 0
+    resume = pb.Resume(generated_ids=whole.ids[:200], seed=1, model_digest=whole.started.model_digest)
+    before = client.stats().models[0].rows
+    rest = client.generate("hello", max_tokens=201, temperature=0, ignore_eos=True, resume=resume)
+    assert rest.ids == whole.ids[200:201]
+    assert client.stats().models[0].rows - before <= 206 - 192 + 1
+
+
 def test_resume_goes_on_with_the_same_tokens(client):
     for how in (dict(temperature=0), dict(temperature=0.9, seed=11)):
         whole = client.generate("hello", max_tokens=200, ignore_eos=True, **how)
@@ -157,9 +191,9 @@ def test_max_tokens_stops_at_the_context(client):
     assert a.finish == pb.FINISH_LENGTH and len(a.ids) == 8192 - 8101
 
 
-@pytest.mark.parametrize("field", ["suffix", "deadline_ms", "reuse_generated", "priority"])
+@pytest.mark.parametrize("field", ["suffix", "deadline_ms"])
 def test_what_is_not_there_yet_is_refused_by_name(client, field):
-    values = dict(suffix=b"x", deadline_ms=5, reuse_generated=True, priority=pb.PRIORITY_BATCH)
+    values = dict(suffix=b"x", deadline_ms=5)
     client.send(5, generate=pb.Generate(text=b"x", **{field: values[field]}))
     e = client.recv().error
     assert e.code == pb.CODE_UNIMPLEMENTED and field in e.message
