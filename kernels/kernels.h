@@ -26,10 +26,10 @@
 extern "C" {
 #endif
 
-#define K_TILE_POSITIONS 64u /* attention tile = one page of the pool */
-#define K_TOP_MAX        20u
+#define K_TILE_POSITIONS   64u /* attention tile = one page of the pool */
+#define K_TOP_MAX          20u
 #define K_EXPERTS_USED_MAX 32u
-#define K_ID_NONE UINT32_MAX
+#define K_ID_NONE          UINT32_MAX
 
 /* Instruction sets of the CPU backend, as --cpu-mask names them. */
 #define K_CPU_AVX2   1u /* with FMA, F16C */
@@ -48,7 +48,7 @@ struct k_weight; /* n_mat matrices [n_out, n_in], packed for the device */
  * file is read upwards and nothing large is held; @row < n_mat * n_out. Return 0 or -errno. */
 struct k_source {
 	uint32_t n_mat, n_out, n_in;
-	enum k_type type;               /* how it shall be kept */
+	enum k_type type;                                     /* how it shall be kept */
 	int (*read_row)(void *ctx, uint32_t row, float *ret); /* n_in numbers */
 	void *ctx;
 };
@@ -63,8 +63,8 @@ struct k_segment {
 
 struct k_step {
 	uint32_t n_rows, n_segments;
-	const uint32_t *ids;           /* [n_rows] */
-	const uint32_t *positions;     /* [n_rows] */
+	const uint32_t *ids;       /* [n_rows] */
+	const uint32_t *positions; /* [n_rows] */
 	const struct k_segment *segments;
 };
 
@@ -81,20 +81,20 @@ struct k_pool {
 /* Constants of the attention, the same for all layers. */
 struct k_mla {
 	uint32_t n_heads, nope, rope, v_head, rank; /* dn, dr, dv, c */
-	float scale;             /* softmax scale with the YaRN factor squared */
-	float norm_eps;          /* kv_a_layernorm: 1e-6 always (MODEL.md §2.1) */
+	float scale;                                /* softmax scale with the YaRN factor squared */
+	float norm_eps; /* kv_a_layernorm: 1e-6 always (MODEL.md §2.1) */
 	uint32_t n_positions;
 	const float *rope_cos, *rope_sin; /* [n_positions, rope / 2] */
 };
 
 struct k_route {
 	uint32_t n_experts, n_used;
-	uint32_t n_group, topk_group;    /* 1, 1: no group limit (greedy) */
-	bool sigmoid;                    /* scores; else softmax */
-	bool group_top2;                 /* V3: groups by the sum of their two best; else the best */
+	uint32_t n_group, topk_group; /* 1, 1: no group limit (greedy) */
+	bool sigmoid;                 /* scores; else softmax */
+	bool group_top2;              /* V3: groups by the sum of their two best; else the best */
 	bool norm_topk;
-	float scale;                     /* routed_scaling_factor */
-	const float *bias;               /* e_score_correction_bias [n_experts], or NULL */
+	float scale;       /* routed_scaling_factor */
+	const float *bias; /* e_score_correction_bias [n_experts], or NULL */
 };
 
 /* How one row is sampled; CONTRACTS §6, semantics in MODEL.md §9 (order as vLLM has it). */
@@ -134,10 +134,13 @@ struct kernels {
 	int (*weight_pack)(struct kernels *k, struct k_weight **ret, const struct k_source *src);
 	void (*weight_free)(struct kernels *k, struct k_weight *w);
 	uint64_t (*weight_bytes)(const struct k_weight *w);
-	int (*buffer_new)(struct kernels *k, struct k_buffer **ret, uint32_t max_rows, uint32_t width);
+	int (*buffer_new)(struct kernels *k, struct k_buffer **ret, uint32_t max_rows,
+			  uint32_t width);
 	void (*buffer_free)(struct kernels *k, struct k_buffer *b);
-	void (*upload)(struct kernels *k, struct k_buffer *dst, uint32_t row, const float *src, uint32_t n_rows);
-	void (*download)(struct kernels *k, float *dst, const struct k_buffer *src, uint32_t row, uint32_t n_rows);
+	void (*upload)(struct kernels *k, struct k_buffer *dst, uint32_t row, const float *src,
+		       uint32_t n_rows);
+	void (*download)(struct kernels *k, float *dst, const struct k_buffer *src, uint32_t row,
+			 uint32_t n_rows);
 
 	/* A step: everything between begin and end works on the same rows. -EINVAL: the step
 	 * contradicts the pool (a page past n_pages, segments that overlap or leave gaps).
@@ -188,13 +191,14 @@ struct kernels {
 
 	/* out[n_pick, n_vocab] = head(rmsnorm(x[picks])) */
 	void (*logits)(struct kernels *k, struct k_buffer *out, const struct k_buffer *x,
-		       const uint32_t *picks, uint32_t n_picks, const struct k_weight *norm, float eps,
-		       const struct k_weight *head);
+		       const uint32_t *picks, uint32_t n_picks, const struct k_weight *norm,
+		       float eps, const struct k_weight *head);
 	/* For each of n rows of logits. Ids >= n_valid or with banned[id] set are never drawn and carry
 	 * no probability. -EDOM: some row's logits are not finite, or no id is left in it: that row's
 	 * id is K_ID_NONE and the other rows stand. -ENOMEM. What step_end() said, if it was ignored. */
-	int (*sample)(struct kernels *k, const struct k_buffer *logits, uint32_t n, uint32_t n_valid,
-		      const uint8_t *banned, const struct k_sample *how, struct k_sampled *ret);
+	int (*sample)(struct kernels *k, const struct k_buffer *logits, uint32_t n,
+		      uint32_t n_valid, const uint8_t *banned, const struct k_sample *how,
+		      struct k_sampled *ret);
 	/* What route() chose, for tests and goldens: ids and weights [n_rows, n_used]. */
 	void (*routed)(struct kernels *k, uint32_t *ret_ids, float *ret_weights);
 	/* Copy whole pages inside the pool (dst[i] <- src[i]). */

@@ -1,6 +1,7 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
 /* JSON shapes that more than one verb prints. */
+#include <stdbool.h>
 #include <json-c/json.h>
 #include <dsclient.h>
 
@@ -10,4 +11,6 @@ struct json_object *json_ids(const uint32_t *ids, size_t n);
 struct json_object *json_tokens(const struct dsc_token *tokens, size_t n);
 /** json_usage() - {"prompt_tokens", "cached_tokens", "completion_tokens", and times} */
 struct json_object *json_usage(const struct dsc_usage *usage);
+/** json_answer() - {"text", "ids", "finish", "usage", ...} of a generate that has at least one choice */
+struct json_object *json_answer(const struct dsc_result *result, bool logprobs);
 const char *finish_text(enum dsc_finish finish);

@@ -214,13 +214,10 @@ static int add_item(struct arg_list *list, const char *item)
 	return 0;
 }
 
-static int store(const struct arg_option *o, uint8_t *base, const char *value)
+static int store_value(const struct arg_option *o, void *at, const char *value)
 {
-	void *at = base + o->offset;
 	double v;
 
-	if (o->bits)
-		*(uint64_t *)(base + o->set_offset) |= o->bits;
 	switch (o->kind) {
 	case ARG_FLAG:
 		*(bool *)at = true;
@@ -258,6 +255,15 @@ static int store(const struct arg_option *o, uint8_t *base, const char *value)
 	return 0;
 }
 
+int args_store(const struct arg_option *option, void *base, const char *value)
+{
+	int r = store_value(option, (uint8_t *)base + option->offset, value);
+
+	if (r == 0 && option->bits)
+		*(uint64_t *)((uint8_t *)base + option->set_offset) |= option->bits;
+	return r;
+}
+
 /* One option at line->at, and its value. */
 static int parse_option(struct line *line)
 {
@@ -287,7 +293,7 @@ static int parse_option(struct line *line)
 	}
 	if (o->value && !value && o->kind != ARG_WAIT)
 		return say(STATUS_USAGE, "%s: want a value: %s %s", o->name, o->name, o->value);
-	return store(o, base, value);
+	return args_store(o, base, value);
 }
 
 static bool is_option(const char *arg)

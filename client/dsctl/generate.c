@@ -7,6 +7,7 @@
 #include "answer.h"
 #include "output.h"
 #include "prompt.h"
+#include "sampling.h"
 #include "session.h"
 #include "verbs.h"
 
@@ -17,11 +18,9 @@ struct generate {
 	struct arg_list stop, bias;
 };
 
-#define NUMBER(field, bit)                                                                         \
-	.offset = offsetof(struct generate, request.field),                                        \
-	.set_offset = offsetof(struct generate, request.set), .bits = (bit)
-#define SWITCH(bit)  .set_offset = offsetof(struct generate, request.set), .bits = (bit)
-#define FIELD(field) .offset = offsetof(struct generate, field)
+#define NUMBER(field, bit) SAMPLING_NUMBER(struct generate, request, field, bit)
+#define SWITCH(bit)        .set_offset = offsetof(struct generate, request.set), .bits = (bit)
+#define FIELD(field)       .offset = offsetof(struct generate, field)
 
 static const struct arg_option options[] = {
 	{"--raw", NULL, "the prompt is text to go on with (default)", ARG_FLAG, FIELD(raw)},
@@ -32,26 +31,7 @@ static const struct arg_option options[] = {
 	 FIELD(suffix)},
 	{"--ids", "LIST", "token ids as the prompt, verbatim: 1,2,3", ARG_STRING, FIELD(ids)},
 	{"--model", "NAME", "default: the first one", ARG_STRING, FIELD(request.model)},
-	{"--max-tokens", "N", "stop after so many; default: what the context leaves", ARG_U32,
-	 NUMBER(max_tokens, DSC_SET_MAX_TOKENS)},
-	{"--min-tokens", "N", "no end token before so many", ARG_U32,
-	 NUMBER(min_tokens, DSC_SET_MIN_TOKENS)},
-	{"--temperature", "T", "0: always the likeliest token; default: the model's, else 1",
-	 ARG_FLOAT, NUMBER(temperature, DSC_SET_TEMPERATURE)},
-	{"--top-k", "K", "draw from the K likeliest; 0: from all", ARG_U32,
-	 NUMBER(top_k, DSC_SET_TOP_K)},
-	{"--top-p", "P", "draw from the likeliest that make up P; 1: from all", ARG_FLOAT,
-	 NUMBER(top_p, DSC_SET_TOP_P)},
-	{"--min-p", "P", "leave out what is less likely than P times the likeliest", ARG_FLOAT,
-	 NUMBER(min_p, DSC_SET_MIN_P)},
-	{"--seed", "N", "the same seed draws the same tokens", ARG_U64, NUMBER(seed, DSC_SET_SEED)},
-	{"--repetition-penalty", "X", "divide the logits of tokens that occurred; 1: off",
-	 ARG_FLOAT, NUMBER(repetition_penalty, DSC_SET_REPETITION_PENALTY)},
-	{"--presence-penalty", "X",
-	 "subtract from the logits of tokens that were generated; 0: off", ARG_FLOAT,
-	 NUMBER(presence_penalty, DSC_SET_PRESENCE_PENALTY)},
-	{"--frequency-penalty", "X", "the same for each time they were; 0: off", ARG_FLOAT,
-	 NUMBER(frequency_penalty, DSC_SET_FREQUENCY_PENALTY)},
+	SAMPLING_OPTIONS(struct generate, request),
 	{"--logit-bias", "ID=X", "add X to the logit of a token; may be repeated", ARG_LIST,
 	 FIELD(bias)},
 	{"--stop", "TEXT", "end before TEXT; may be repeated", ARG_LIST, FIELD(stop)},
@@ -195,45 +175,6 @@ static int take_priority(struct generate *g)
 
 /* ---------------------------------------------------------------- the answer */
 
-static void add_choice(struct json_object *o, const struct dsc_choice *ch)
-{
-	json_add(o, "text", json_text(ch->text, ch->text_bytes));
-	json_add(o, "ids", json_ids(ch->ids, ch->n_ids));
-	json_add(o, "finish", json_object_new_string(finish_text(ch->finish)));
-}
-
-static int print_json(const struct generate *g, const struct dsc_result *result)
-{
-	struct json_object *o = json_object_new_object(), *choices;
-	const struct dsc_choice *first = &result->choices[0];
-	char digest[2 * sizeof(result->digest) + 1];
-	bool logprobs = g->request.set & DSC_SET_LOGPROBS;
-
-	hex_text(result->digest, result->digest_bytes, digest, sizeof(digest) - 1);
-	add_choice(o, first);
-	json_add(o, "usage", json_usage(&result->usage));
-	json_add(o, "seed", json_object_new_uint64(result->seed));
-	json_add(o, "model", json_text(result->model, strlen(result->model)));
-	json_add(o, "digest", json_object_new_string(digest));
-	json_add(o, "request", json_object_new_uint64(result->request));
-	if (logprobs)
-		json_add(o, "logprobs", json_tokens(first->tokens, first->n_tokens));
-	if (result->n_choices > 1) {
-		choices = json_object_new_array();
-		for (size_t i = 0; i < result->n_choices; i++) {
-			const struct dsc_choice *ch = &result->choices[i];
-			struct json_object *c = json_object_new_object();
-
-			add_choice(c, ch);
-			if (logprobs)
-				json_add(c, "logprobs", json_tokens(ch->tokens, ch->n_tokens));
-			json_object_array_add(choices, c);
-		}
-		json_add(o, "choices", choices);
-	}
-	return out_json(o);
-}
-
 /* The first choice as it comes; the others, which come at the same time, after it, each on lines of its
  * own. */
 static int print_text(struct session *s, struct dsc_stream *stream)
@@ -287,7 +228,8 @@ static int send(const struct global *global, const struct generate *g)
 		r = session_collect(&s, r, stream, &result);
 		if (r == 0)
 			r = result->n_choices > 0
-				    ? print_json(g, result)
+				    ? out_json(json_answer(result,
+							   g->request.set & DSC_SET_LOGPROBS))
 				    : say(STATUS_FAILED,
 					  "the daemon ended the request without beginning it");
 	} else {

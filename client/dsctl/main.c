@@ -8,8 +8,8 @@
 int main(int argc, char **argv)
 {
 	static const struct verb *const verbs[] = {
-		&verb_ping,  &verb_generate, &verb_tokenize, &verb_detokenize,
-		&verb_score, &verb_models,   &verb_stats,
+		&verb_ping,       &verb_generate, &verb_chat,   &verb_batch, &verb_tokenize,
+		&verb_detokenize, &verb_score,    &verb_models, &verb_stats,
 	};
 
 	setlocale(LC_CTYPE,

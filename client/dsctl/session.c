@@ -41,6 +41,22 @@ void session_close(struct session *s)
 	s->c = NULL;
 }
 
+int session_renew(struct session *s)
+{
+	struct dsc *c;
+	int r;
+
+	s->interrupted = false;
+	if (dsc_process(s->c) == 0)
+		return 0;
+	r = dsc_connect(&c, s->path, 0);
+	if (r < 0)
+		return say(STATUS_CONNECT, "cannot connect to %s: %s", s->path, strerror(-r));
+	dsc_close(s->c);
+	s->c = c;
+	return 0;
+}
+
 /* True: this was the second time. */
 static bool interrupt(struct session *s, struct dsc_stream *stream)
 {

@@ -16,6 +16,12 @@ struct session {
 /** session_open() - connect. Return: 0, or an exit status after a sentence. */
 int session_open(struct session *s, const struct global *global);
 void session_close(struct session *s);
+/**
+ * session_renew() - make ready for the next request: connect anew if the connection was lost, forget Ctrl-C
+ *
+ * Return: 0, or an exit status after a sentence; it can be tried again.
+ */
+int session_renew(struct session *s);
 
 /**
  * session_next() - wait for the next event of a stream

@@ -7,6 +7,8 @@
 
 extern const struct verb verb_ping;
 extern const struct verb verb_generate;
+extern const struct verb verb_chat;
+extern const struct verb verb_batch;
 extern const struct verb verb_tokenize;
 extern const struct verb verb_detokenize;
 extern const struct verb verb_score;

@@ -50,9 +50,9 @@ static inline void freep(void *p)
 	free(*(void **)p);
 }
 
-#define BIT(n)            (1u << (n))
-#define N_ELEMENTS(a)     (sizeof(a) / sizeof((a)[0]))
-#define ALIGN_UP(x, a)    (((x) + ((a)-1)) / (a) * (a))
+#define BIT(n)             (1u << (n))
+#define N_ELEMENTS(a)      (sizeof(a) / sizeof((a)[0]))
+#define ALIGN_UP(x, a)     (((x) + ((a)-1)) / (a) * (a))
 #define DIV_ROUND_UP(x, a) (((x) + ((a)-1)) / (a))
 #define MIN(a, b)                                                                                  \
 	({                                                                                         \

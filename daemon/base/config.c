@@ -18,7 +18,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 
-#define CONFIG_FILE_MAX    (1u << 20)
+#define CONFIG_FILE_MAX (1u << 20)
 /* inih cuts what is longer and takes the rest of a line for a line: such input is refused instead. */
 #define CONFIG_LINE_MAX    198u
 #define CONFIG_SECTION_MAX 48u
@@ -29,41 +29,43 @@ struct key {
 	const char *name;
 	enum kind kind;
 	size_t offset;
-	uint64_t min, max;         /* numbers; words: max = number of words - 1 */
+	uint64_t min, max; /* numbers; words: max = number of words - 1 */
 	const char *const *words;
 	const char *help;
 };
 
-static const char *const entry_words[] = { "f32", "bf16", "int8", "auto", NULL };
-static const char *const weight_words[] = { "auto", "f32", "bf16", NULL };
-static const char *const backend_words[] = { "auto", "uring", "epoll", NULL };
-static const char *const level_words[] = { "emerg", "alert", "crit", "error", "warning",
-					   "notice", "info",  "debug", NULL };
+static const char *const entry_words[] = {"f32", "bf16", "int8", "auto", NULL};
+static const char *const weight_words[] = {"auto", "f32", "bf16", NULL};
+static const char *const backend_words[] = {"auto", "uring", "epoll", NULL};
+static const char *const level_words[] = {"emerg",  "alert", "crit",  "error", "warning",
+					  "notice", "info",  "debug", NULL};
 
 #define FIELD(f) offsetof(struct config, f)
 static const struct key keys[] = {
-	{ "pool.size", KIND_BYTES, FIELD(pool_size), 0, UINT64_C(1) << 46, NULL,
-	  "bytes of latent cache over all models (K, M, G); 0: an eighth of the memory" },
-	{ "pool.entry", KIND_WORD, FIELD(pool_entry), 0, 3, entry_words,
-	  "format of a cached row; auto follows the weights" },
-	{ "sched.slots", KIND_COUNT, FIELD(sched_slots), 1, 256, NULL, "sequences that run at once" },
-	{ "sched.step_tokens", KIND_COUNT, FIELD(sched_step_tokens), 16, 7936, NULL,
-	  "prompt tokens computed in one step at the most" },
-	{ "sched.queue", KIND_COUNT, FIELD(sched_queue), 1, 1u << 20, NULL,
-	  "sequences that may wait for a slot" },
-	{ "worker.weights", KIND_WORD, FIELD(worker_weights), 0, 2, weight_words,
-	  "precision of the weights; auto: as the files have them, bf16 at most" },
-	{ "worker.threads", KIND_COUNT, FIELD(worker_threads), 0, 1024, NULL, "0: one for each CPU" },
-	{ "worker.cpu_mask", KIND_COUNT, FIELD(worker_cpu_mask), 0, UINT32_MAX, NULL,
-	  "instruction sets allowed: 1 AVX2, 2 AVX-512, 4 VNNI, 8 BF16, added up" },
-	{ "worker.context", KIND_COUNT, FIELD(worker_context), 0, 1u << 20, NULL,
-	  "limit on the context in tokens; 0: the model's own" },
-	{ "conn.max", KIND_COUNT, FIELD(conn_max), 1, 100000, NULL, "connections" },
-	{ "conn.max_per_uid", KIND_COUNT, FIELD(conn_max_per_uid), 1, 100000, NULL,
-	  "connections of one user" },
-	{ "io.backend", KIND_WORD, FIELD(io_backend), 0, 2, backend_words,
-	  "how the kernel is asked; auto: io_uring, and epoll where that is refused" },
-	{ "log.level", KIND_WORD, FIELD(log_level), 0, 7, level_words, "how much is logged" },
+	{"pool.size", KIND_BYTES, FIELD(pool_size), 0, UINT64_C(1) << 46, NULL,
+	 "bytes of latent cache over all models (K, M, G); 0: an eighth of the memory"},
+	{"pool.entry", KIND_WORD, FIELD(pool_entry), 0, 3, entry_words,
+	 "format of a cached row; auto follows the weights"},
+	{"sched.slots", KIND_COUNT, FIELD(sched_slots), 1, 256, NULL, "sequences that run at once"},
+	{"sched.step_tokens", KIND_COUNT, FIELD(sched_step_tokens), 16, 7936, NULL,
+	 "prompt tokens computed in one step at the most"},
+	{"sched.queue", KIND_COUNT, FIELD(sched_queue), 1, 1u << 20, NULL,
+	 "sequences that may wait for a slot"},
+	{"worker.weights", KIND_WORD, FIELD(worker_weights), 0, 2, weight_words,
+	 "precision of the weights; auto: as the files have them, bf16 at most"},
+	{"worker.threads", KIND_COUNT, FIELD(worker_threads), 0, 1024, NULL, "0: one for each CPU"},
+	{"worker.cpu_mask", KIND_COUNT, FIELD(worker_cpu_mask), 0, UINT32_MAX, NULL,
+	 "instruction sets allowed: 1 AVX2, 2 AVX-512, 4 VNNI, 8 BF16, added up"},
+	{"worker.context", KIND_COUNT, FIELD(worker_context), 0, 1u << 20, NULL,
+	 "limit on the context in tokens; 0: the model's own"},
+	{"conn.max", KIND_COUNT, FIELD(conn_max), 1, 100000, NULL, "connections"},
+	{"conn.max_per_uid", KIND_COUNT, FIELD(conn_max_per_uid), 1, 100000, NULL,
+	 "connections of one user"},
+	{"conn.stall_seconds", KIND_COUNT, FIELD(conn_stall_seconds), 1, 86400, NULL,
+	 "a client that reads nothing for so long while answers wait is let go"},
+	{"io.backend", KIND_WORD, FIELD(io_backend), 0, 2, backend_words,
+	 "how the kernel is asked; auto: io_uring, and epoll where that is refused"},
+	{"log.level", KIND_WORD, FIELD(log_level), 0, 7, level_words, "how much is logged"},
 };
 
 void config_init(struct config *c)
@@ -76,6 +78,7 @@ void config_init(struct config *c)
 		.worker_cpu_mask = UINT32_MAX,
 		.conn_max = 10000,
 		.conn_max_per_uid = 256,
+		.conn_stall_seconds = 30,
 		.log_level = 6,
 	};
 }
@@ -119,8 +122,9 @@ static int set_key(struct config *c, const struct key *k, const char *value, str
 			return error_set(err, -EINVAL, "%s=%.64s: want one of %s", k->name, value,
 					 want);
 	} else if (parse_number(value, k->kind == KIND_BYTES, &v) < 0 || v < k->min || v > k->max) {
-		return error_set(err, -EINVAL, "%s=%.64s: want a number from %" PRIu64 " to %" PRIu64,
-				 k->name, value, k->min, k->max);
+		return error_set(err, -EINVAL,
+				 "%s=%.64s: want a number from %" PRIu64 " to %" PRIu64, k->name,
+				 value, k->min, k->max);
 	}
 	if (k->kind == KIND_BYTES)
 		*(uint64_t *)((char *)c + k->offset) = v;
@@ -139,14 +143,15 @@ static bool name_ok(const char *s, size_t n)
 	return true;
 }
 
-static struct config_model *get_model(struct config *c, const char *name, size_t n, struct error *err)
+static struct config_model *get_model(struct config *c, const char *name, size_t n,
+				      struct error *err)
 {
 	struct config_model *m;
 
 	if (!name_ok(name, n)) {
 		error_set(err, -EINVAL,
-			  "model name \"%.*s\": want up to %u letters, digits, '-', '_' or '.'", (int)n,
-			  name, CONFIG_NAME_MAX - 1);
+			  "model name \"%.*s\": want up to %u letters, digits, '-', '_' or '.'",
+			  (int)n, name, CONFIG_NAME_MAX - 1);
 		return NULL;
 	}
 	for (uint32_t i = 0; i < c->n_models; i++)
@@ -171,7 +176,8 @@ static int set_model_key(struct config *c, const char *key, const char *value, s
 	char *end;
 
 	if (!last || (strcmp(last, ".path") != 0 && strcmp(last, ".share") != 0))
-		return error_set(err, -EINVAL, "%.100s: want model.NAME.path or model.NAME.share", key);
+		return error_set(err, -EINVAL, "%.100s: want model.NAME.path or model.NAME.share",
+				 key);
 	m = get_model(c, name, (size_t)(last - name), err);
 	if (!m)
 		return -EINVAL;
@@ -227,8 +233,8 @@ static int on_line(void *user, const char *section, const char *name, const char
 	if (p->r < 0)
 		return 1;
 	if (strlen(section) > CONFIG_SECTION_MAX || strlen(name) > CONFIG_SECTION_MAX) {
-		p->r = error_set(p->err, -EINVAL, "[%s] %s: want names of at most %u bytes", section,
-				 name, CONFIG_SECTION_MAX);
+		p->r = error_set(p->err, -EINVAL, "[%s] %s: want names of at most %u bytes",
+				 section, name, CONFIG_SECTION_MAX);
 		return 0;
 	}
 	if ((size_t)snprintf(key, sizeof(key), "%s.%s", section, name) >= sizeof(key)) {
@@ -248,9 +254,10 @@ static int check_lines(const char *name, const char *text, size_t n, struct erro
 		size_t len = end ? (size_t)(end - text) - at : n - at;
 
 		if (len > CONFIG_LINE_MAX)
-			return error_set(err, -EINVAL,
-					 "%.200s line %u: %zu bytes, want at most %u (--set takes more)", name,
-					 line, len, CONFIG_LINE_MAX);
+			return error_set(
+				err, -EINVAL,
+				"%.200s line %u: %zu bytes, want at most %u (--set takes more)",
+				name, line, len, CONFIG_LINE_MAX);
 		at += len + 1;
 	}
 	return 0;
@@ -259,7 +266,7 @@ static int check_lines(const char *name, const char *text, size_t n, struct erro
 int config_parse(struct config *c, const char *name, const char *text, size_t n, struct error *err)
 {
 	_cleanup_(freep) char *copy = NULL;
-	struct parse p = { .c = c, .name = name, .err = err };
+	struct parse p = {.c = c, .name = name, .err = err};
 	int line, r;
 
 	if (n > CONFIG_FILE_MAX)
@@ -385,8 +392,8 @@ void config_print(const struct config *c, FILE *f)
 				fprintf(f, "%s%s", w ? ", " : "", k->words[w]);
 			fprintf(f, ")\n%s=%s\n", k->name, k->words[v]);
 		} else {
-			fprintf(f, " (%" PRIu64 " to %" PRIu64 ")\n%s=%" PRIu64 "\n", k->min, k->max,
-				k->name, v);
+			fprintf(f, " (%" PRIu64 " to %" PRIu64 ")\n%s=%" PRIu64 "\n", k->min,
+				k->max, k->name, v);
 		}
 	}
 	for (uint32_t i = 0; i < c->n_models; i++) {

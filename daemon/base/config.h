@@ -20,16 +20,16 @@ struct config_model {
 
 /* What the daemon runs with; config_init() gives the defaults that --check-config prints. */
 struct config {
-	uint64_t pool_size;     /* bytes over all models; 0: an eighth of the memory, at most 4 GiB */
-	uint32_t pool_entry;    /* enum page_entry, or _PAGE_ENTRY_MAX: what fits the weights */
+	uint64_t pool_size;  /* bytes over all models; 0: an eighth of the memory, at most 4 GiB */
+	uint32_t pool_entry; /* enum page_entry, or _PAGE_ENTRY_MAX: what fits the weights */
 	uint32_t sched_slots;
 	uint32_t sched_step_tokens;
-	uint32_t sched_queue;   /* requests that may wait */
+	uint32_t sched_queue;    /* requests that may wait */
 	uint32_t worker_weights; /* enum control_weights */
 	uint32_t worker_threads; /* 0: as many as CPUs */
 	uint32_t worker_cpu_mask;
 	uint32_t worker_context; /* limit on the context; 0: the model's own */
-	uint32_t conn_max, conn_max_per_uid;
+	uint32_t conn_max, conn_max_per_uid, conn_stall_seconds;
 	uint32_t io_backend; /* enum io_backend */
 	uint32_t log_level;
 	uint32_t n_models;

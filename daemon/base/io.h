@@ -21,10 +21,10 @@ enum io_op { IO_ACCEPT, IO_RECV, IO_SEND, IO_POLL, IO_WORK, _IO_OP_MAX };
 struct io_event {
 	uint64_t tag;
 	enum io_op op;
-	bool last;           /* the operation is over */
-	bool truncated;      /* IO_RECV: more descriptors came than the one we take */
-	int res;             /* accept: descriptor; recv, send: bytes (recv 0: end); poll: POLL* bits; or -errno */
-	int fd;              /* IO_RECV: a descriptor that came along, now the receiver's; else -EBADF */
+	bool last;      /* the operation is over */
+	bool truncated; /* IO_RECV: more descriptors came than the one we take */
+	int res; /* accept: descriptor; recv, send: bytes (recv 0: end); poll: POLL* bits; or -errno */
+	int fd; /* IO_RECV: a descriptor that came along, now the receiver's; else -EBADF */
 	const uint8_t *data; /* IO_RECV: res bytes, valid until the next io_wait() */
 };
 
@@ -38,19 +38,35 @@ struct io_spawn {
 	int fd; /* becomes descriptor 3 of the child; every other one above 2 is closed */
 };
 
+/* Who is at the other end of a connection: the kernel's word, taken when it connected. */
+struct io_peer {
+	uid_t uid;
+	pid_t pid;
+};
+
 struct io;
 struct io_ops {
 	const char *name;
 	void (*free)(struct io *io);
 
 	/* Loop. 0 or -errno; -ENOBUFS: too many operations. */
-	int (*accept)(struct io *io, int fd, uint64_t tag);       /* an event for each connection */
-	int (*recv)(struct io *io, int fd, uint64_t tag);         /* an event for each piece, until end or error */
-	int (*send)(struct io *io, int fd, const void *data, size_t n, uint64_t tag); /* @data stays till the event */
-	int (*poll)(struct io *io, int fd, uint64_t tag);         /* an event each time @fd becomes readable */
+	int (*accept)(struct io *io, int fd, uint64_t tag); /* an event for each connection */
+	int (*recv)(struct io *io, int fd,
+		    uint64_t tag); /* an event for each piece, until end or error */
+	int (*send)(struct io *io, int fd, const void *data, size_t n,
+		    uint64_t tag); /* @data stays till the event */
+	int (*poll)(struct io *io, int fd,
+		    uint64_t tag); /* an event each time @fd becomes readable */
 	int (*work)(struct io *io, io_work_fn fn, void *arg, uint64_t tag);
-	void (*cancel)(struct io *io, int fd);                    /* ends all operations on @fd */
+	void (*cancel)(struct io *io, int fd); /* ends all operations on @fd */
 	int (*wait)(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec);
+
+	/* A connection, at once. */
+	int (*peer)(struct io *io, int fd, struct io_peer *ret);
+	int (*send_now)(struct io *io, int fd, const void *data,
+			size_t n);               /* what goes without waiting */
+	void (*shutdown)(struct io *io, int fd); /* both ways */
+	void (*close)(struct io *io, int fd);
 
 	/* Clock and chance. */
 	uint64_t (*now_usec)(struct io *io); /* monotonic */
@@ -107,6 +123,25 @@ static inline int io_work(struct io *io, io_work_fn fn, void *arg, uint64_t tag)
 static inline void io_cancel(struct io *io, int fd)
 {
 	io->ops->cancel(io, fd);
+}
+/** io_peer() - Return: 0 or -errno. */
+static inline int io_peer(struct io *io, int fd, struct io_peer *ret)
+{
+	return io->ops->peer(io, fd, ret);
+}
+/** io_send_now() - Return: bytes that the socket took without waiting, or -errno. */
+static inline int io_send_now(struct io *io, int fd, const void *data, size_t n)
+{
+	return io->ops->send_now(io, fd, data, n);
+}
+static inline void io_shutdown(struct io *io, int fd)
+{
+	io->ops->shutdown(io, fd);
+}
+/** io_close() - a connection's descriptor; keeps errno. */
+static inline void io_close(struct io *io, int fd)
+{
+	io->ops->close(io, fd);
 }
 /** io_wait() - number of events, 0 at the deadline (UINT64_MAX: none), or -errno. */
 static inline int io_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)

@@ -74,7 +74,7 @@ static int queue_reserve(struct epoll_io *u, unsigned n)
 static void queue_push(struct epoll_io *u, uint64_t tag, enum io_op op, int res)
 {
 	u->queue[(u->queue_at + u->queue_n++) % u->queue_alloc] =
-		(struct io_event){ .tag = tag, .op = op, .last = true, .res = res, .fd = -EBADF };
+		(struct io_event){.tag = tag, .op = op, .last = true, .res = res, .fd = -EBADF};
 }
 
 static struct watch *watch_get(struct epoll_io *u, int fd)
@@ -98,7 +98,7 @@ static struct watch *watch_get(struct epoll_io *u, int fd)
 static int watch_update(struct epoll_io *u, int fd)
 {
 	struct watch *w = &u->watches[fd];
-	struct epoll_event ev = { .data.fd = fd };
+	struct epoll_event ev = {.data.fd = fd};
 	int r;
 
 	if (w->reading)
@@ -207,7 +207,8 @@ static void take_descriptors(struct msghdr *mh, struct io_event *ev)
 {
 	ev->truncated = mh->msg_flags & MSG_CTRUNC;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
-		size_t n = c->cmsg_len > CMSG_LEN(0) ? (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
+		size_t n =
+			c->cmsg_len > CMSG_LEN(0) ? (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
 
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
@@ -232,11 +233,11 @@ static bool do_recv(int fd, uint8_t *buffer, struct io_event *ev)
 		struct cmsghdr align;
 		char buf[CMSG_SPACE(sizeof(int))];
 	} control;
-	struct iovec iov = { buffer, BUFFER_BYTES };
-	struct msghdr mh = { .msg_iov = &iov,
-			     .msg_iovlen = 1,
-			     .msg_control = control.buf,
-			     .msg_controllen = sizeof(control.buf) };
+	struct iovec iov = {buffer, BUFFER_BYTES};
+	struct msghdr mh = {.msg_iov = &iov,
+			    .msg_iovlen = 1,
+			    .msg_control = control.buf,
+			    .msg_controllen = sizeof(control.buf)};
 	ssize_t n = recvmsg(fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -266,7 +267,7 @@ static unsigned ready_to_read(struct epoll_io *u, int fd, uint8_t *buffer, struc
 	struct watch *w = &u->watches[fd];
 	bool told = false;
 
-	*ev = (struct io_event){ .tag = w->read_tag, .op = w->kind, .fd = -EBADF };
+	*ev = (struct io_event){.tag = w->read_tag, .op = w->kind, .fd = -EBADF};
 	switch (w->kind) {
 	case IO_ACCEPT:
 		told = do_accept(fd, ev);
@@ -292,11 +293,11 @@ static unsigned ready_to_send(struct epoll_io *u, int fd, struct io_event *ev)
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
-	*ev = (struct io_event){ .tag = w->send_tag,
-				 .op = IO_SEND,
-				 .last = true,
-				 .res = n < 0 ? -errno : (int)n,
-				 .fd = -EBADF };
+	*ev = (struct io_event){.tag = w->send_tag,
+				.op = IO_SEND,
+				.last = true,
+				.res = n < 0 ? -errno : (int)n,
+				.fd = -EBADF};
 	w->sending = false;
 	watch_update(u, fd);
 	return 1;
@@ -313,9 +314,7 @@ static unsigned take_queue(struct epoll_io *u, struct io_event *ret, unsigned ma
 		u->queue_n--;
 	}
 	while (n < max && io_workers_done(u->workers, &tag))
-		ret[n++] = (struct io_event){
-			.tag = tag, .op = IO_WORK, .last = true, .fd = -EBADF
-		};
+		ret[n++] = (struct io_event){.tag = tag, .op = IO_WORK, .last = true, .fd = -EBADF};
 	return n;
 }
 
@@ -326,8 +325,9 @@ static int timeout_ms(struct io *io, uint64_t deadline_usec)
 	if (deadline_usec == UINT64_MAX)
 		return -1;
 	now = io_real_now_usec(io);
-	return deadline_usec <= now ? 0 :
-				      (int)MIN((deadline_usec - now + 999) / 1000, UINT64_C(3600000));
+	return deadline_usec <= now
+		       ? 0
+		       : (int)MIN((deadline_usec - now + 999) / 1000, UINT64_C(3600000));
 }
 
 static int ep_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
@@ -341,8 +341,7 @@ static int ep_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t d
 		return (int)n;
 	/* A descriptor gives two events at the most. */
 	room = MIN(EVENTS, (max - n) / 2);
-	k = epoll_wait(u->fd, ready, (int)MAX(1u, room),
-		       n ? 0 : timeout_ms(io, deadline_usec));
+	k = epoll_wait(u->fd, ready, (int)MAX(1u, room), n ? 0 : timeout_ms(io, deadline_usec));
 	if (k < 0)
 		return errno == EINTR ? (int)n : -errno;
 	for (int i = 0; i < k; i++) {
@@ -385,6 +384,10 @@ static const struct io_ops ep_ops = {
 	.work = ep_work,
 	.cancel = ep_cancel,
 	.wait = ep_wait,
+	.peer = io_real_peer,
+	.send_now = io_real_send_now,
+	.shutdown = io_real_shutdown,
+	.close = io_real_close,
 	.now_usec = io_real_now_usec,
 	.random = io_real_random,
 	.memfd = io_real_memfd,
@@ -398,7 +401,7 @@ static const struct io_ops ep_ops = {
 
 int io_epoll_new(struct io **ret, struct error *err)
 {
-	struct epoll_event ev = { .events = EPOLLIN };
+	struct epoll_event ev = {.events = EPOLLIN};
 	struct epoll_io *u;
 	int r;
 

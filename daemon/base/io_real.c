@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/pidfd.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -28,6 +29,38 @@ int io_new(struct io **ret, enum io_backend backend, struct error *err)
 		return r;
 	log_notice("epoll instead of io_uring: %s", error_text(err, r));
 	return io_epoll_new(ret, err);
+}
+
+int io_real_peer(struct io *io, int fd, struct io_peer *ret)
+{
+	struct ucred cred;
+	socklen_t n = sizeof(cred);
+
+	(void)io;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0)
+		return -errno;
+	*ret = (struct io_peer){.uid = cred.uid, .pid = cred.pid};
+	return 0;
+}
+
+int io_real_send_now(struct io *io, int fd, const void *data, size_t n)
+{
+	ssize_t k = send(fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+	(void)io;
+	return k < 0 ? -errno : (int)k;
+}
+
+void io_real_shutdown(struct io *io, int fd)
+{
+	(void)io;
+	shutdown(fd, SHUT_RDWR);
+}
+
+void io_real_close(struct io *io, int fd)
+{
+	(void)io;
+	fd_close(fd);
 }
 
 uint64_t io_real_now_usec(struct io *io)

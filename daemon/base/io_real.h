@@ -1,9 +1,13 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the real backends share: clock, chance, memory, processes (io_real.c), and the threads that
+/* What the real backends share: peers, clock, chance, memory, processes (io_real.c), and the threads that
  * run offloaded work (io_work.c). */
 #include "base/io.h"
 
+int io_real_peer(struct io *io, int fd, struct io_peer *ret);
+int io_real_send_now(struct io *io, int fd, const void *data, size_t n);
+void io_real_shutdown(struct io *io, int fd);
+void io_real_close(struct io *io, int fd);
 uint64_t io_real_now_usec(struct io *io);
 void io_real_random(struct io *io, void *ret, size_t n);
 int io_real_memfd(struct io *io, const char *name, uint64_t n_bytes, unsigned seals);

@@ -22,13 +22,13 @@
 #include "base/error.h"
 #include "base/io_real.h"
 
-#define RING_ENTRIES   512u
-#define OPS_MAX        65536u
-#define BUFFERS        256u       /* power of two */
-#define BUFFER_BYTES   8192u
-#define BUFFER_GROUP   0
-#define CONTROL_BYTES  CMSG_SPACE(sizeof(int)) /* room for one descriptor, no more */
-#define TAG_WORKERS    UINT64_MAX
+#define RING_ENTRIES  512u
+#define OPS_MAX       65536u
+#define BUFFERS       256u /* power of two */
+#define BUFFER_BYTES  8192u
+#define BUFFER_GROUP  0
+#define CONTROL_BYTES CMSG_SPACE(sizeof(int)) /* room for one descriptor, no more */
+#define TAG_WORKERS   UINT64_MAX
 
 struct op {
 	uint64_t tag;
@@ -117,17 +117,17 @@ static int op_new(struct ring_io *u, enum io_op kind, int fd, uint64_t tag, uint
 		if (!ops)
 			return -ENOMEM;
 		for (uint32_t k = u->n_ops; k < n; k++)
-			ops[k] = (struct op){ .next_free = k + 1 < n ? k + 1 : UINT32_MAX };
+			ops[k] = (struct op){.next_free = k + 1 < n ? k + 1 : UINT32_MAX};
 		i = u->n_ops;
 		u->ops = ops;
 		u->n_ops = n;
 	}
 	u->free_op = u->ops[i].next_free;
-	u->ops[i] = (struct op){ .tag = tag,
-				 .generation = u->ops[i].generation + 1,
-				 .fd = fd,
-				 .kind = kind,
-				 .used = true };
+	u->ops[i] = (struct op){.tag = tag,
+				.generation = u->ops[i].generation + 1,
+				.fd = fd,
+				.kind = kind,
+				.used = true};
 	*ret = i;
 	return 0;
 }
@@ -229,14 +229,16 @@ static void buffers_give_back(struct ring_io *u)
 	u->n_lent = 0;
 }
 
-static void take_descriptors(struct ring_io *u, struct io_uring_recvmsg_out *out, struct io_event *ev)
+static void take_descriptors(struct ring_io *u, struct io_uring_recvmsg_out *out,
+			     struct io_event *ev)
 {
 	struct cmsghdr *c;
 
 	ev->truncated = out->flags & MSG_CTRUNC;
 	for (c = io_uring_recvmsg_cmsg_firsthdr(out, &u->recv_msg); c;
 	     c = io_uring_recvmsg_cmsg_nexthdr(out, &u->recv_msg, c)) {
-		size_t n = c->cmsg_len > CMSG_LEN(0) ? (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
+		size_t n =
+			c->cmsg_len > CMSG_LEN(0) ? (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
 
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
@@ -306,7 +308,7 @@ static int complete(struct ring_io *u, const struct io_uring_cqe *cqe, struct io
 	    u->ops[i].generation != (uint32_t)(user_data >> 32))
 		return 0;
 	op = &u->ops[i];
-	*ev = (struct io_event){ .tag = op->tag, .op = op->kind, .res = cqe->res, .fd = -EBADF };
+	*ev = (struct io_event){.tag = op->tag, .op = op->kind, .res = cqe->res, .fd = -EBADF};
 	if (op->kind == IO_RECV)
 		complete_recv(u, cqe, ev);
 	if (op->tag == TAG_WORKERS) {
@@ -332,9 +334,7 @@ static unsigned drain_workers(struct ring_io *u, struct io_event *ret, unsigned 
 	uint64_t tag;
 
 	while (n < max && io_workers_done(u->workers, &tag))
-		ret[n++] = (struct io_event){
-			.tag = tag, .op = IO_WORK, .last = true, .fd = -EBADF
-		};
+		ret[n++] = (struct io_event){.tag = tag, .op = IO_WORK, .last = true, .fd = -EBADF};
 	return n;
 }
 
@@ -408,6 +408,10 @@ static const struct io_ops uring_ops = {
 	.work = uring_work,
 	.cancel = uring_cancel,
 	.wait = uring_wait,
+	.peer = io_real_peer,
+	.send_now = io_real_send_now,
+	.shutdown = io_real_shutdown,
+	.close = io_real_close,
 	.now_usec = io_real_now_usec,
 	.random = io_real_random,
 	.memfd = io_real_memfd,
@@ -421,8 +425,8 @@ static const struct io_ops uring_ops = {
 
 static int ring_init(struct ring_io *u, struct error *err)
 {
-	static const int needed[] = { IORING_OP_ACCEPT,	  IORING_OP_RECVMSG,	 IORING_OP_SEND,
-				      IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL };
+	static const int needed[] = {IORING_OP_ACCEPT, IORING_OP_RECVMSG, IORING_OP_SEND,
+				     IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL};
 	/* From what this kernel may have down to what it must have. */
 	static const unsigned flags[] = {
 		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN,
@@ -433,8 +437,8 @@ static int ring_init(struct ring_io *u, struct error *err)
 	int r = -EINVAL;
 
 	for (size_t i = 0; i < N_ELEMENTS(flags) && r == -EINVAL; i++) {
-		struct io_uring_params p = { .flags = flags[i] | IORING_SETUP_CQSIZE,
-					     .cq_entries = 4 * RING_ENTRIES };
+		struct io_uring_params p = {.flags = flags[i] | IORING_SETUP_CQSIZE,
+					    .cq_entries = 4 * RING_ENTRIES};
 
 		r = io_uring_queue_init_params(RING_ENTRIES, &u->ring, &p);
 	}
@@ -455,7 +459,7 @@ static int ring_init(struct ring_io *u, struct error *err)
 
 static int buffers_init(struct ring_io *u, struct error *err)
 {
-	struct io_uring_buf_reg reg = { .ring_entries = BUFFERS, .bgid = BUFFER_GROUP };
+	struct io_uring_buf_reg reg = {.ring_entries = BUFFERS, .bgid = BUFFER_GROUP};
 	void *p;
 	int r;
 

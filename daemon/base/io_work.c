@@ -148,7 +148,7 @@ int io_workers_add(struct io_workers *w, io_work_fn fn, void *arg, uint64_t tag)
 
 	if (!j)
 		return -ENOMEM;
-	*j = (struct job){ .fn = fn, .arg = arg, .tag = tag };
+	*j = (struct job){.fn = fn, .arg = arg, .tag = tag};
 	pthread_mutex_lock(&w->lock);
 	list_push(&w->todo, j);
 	pthread_cond_signal(&w->wake);

@@ -12,7 +12,7 @@ static struct {
 	const char *program;
 	int max_level;
 	bool journal;
-} log_state = { "dsd", LOG_INFO, false };
+} log_state = {"dsd", LOG_INFO, false};
 
 void log_init(const char *program, int max_level)
 {
@@ -53,9 +53,9 @@ const char *log_escape(char *buf, size_t buf_bytes, const void *data, size_t n)
 	if (n > 64)
 		n = 64;
 	for (size_t i = 0; i < n && o + 5 < buf_bytes; i++)
-		o += (size_t)snprintf(buf + o, buf_bytes - o,
-				      p[i] >= 0x20 && p[i] < 0x7f && p[i] != '\\' ? "%c" : "\\x%02x",
-				      p[i]);
+		o += (size_t)snprintf(
+			buf + o, buf_bytes - o,
+			p[i] >= 0x20 && p[i] < 0x7f && p[i] != '\\' ? "%c" : "\\x%02x", p[i]);
 	buf[o] = 0;
 	return buf;
 }

@@ -9,8 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -26,7 +24,7 @@ static void conn_free(struct conn *c)
 	assert(!c->requests && !c->receiving && !c->send_busy);
 	quota_uncharge(c->server->quota, c->uid, QUOTA_CONNECTIONS, 1);
 	table_remove(&c->server->conns, c->index);
-	fd_close(c->fd);
+	io_close(c->server->io, c->fd);
 	free(c->body);
 	free(c->sending);
 	free(c->queued);
@@ -70,7 +68,7 @@ void conn_kill(struct conn *c)
 	c->dead = c->closing = true;
 	while (c->requests)
 		request_cancel(c->requests);
-	shutdown(c->fd, SHUT_RDWR);
+	io_shutdown(c->server->io, c->fd);
 	if (c->receiving || c->send_busy)
 		io_cancel(c->server->io, c->fd);
 	conn_maybe_free(c);
@@ -82,57 +80,63 @@ static void conn_set_deadline(struct conn *c, uint64_t usec)
 	server_wake_at(c->server, c->deadline_usec);
 }
 
-static void refuse(int fd, Dsd__Code code, const char *text)
+static void refuse(struct io *io, int fd, Dsd__Code code, const char *text)
 {
 	Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
 	Dsd__Error error = DSD__ERROR__INIT;
 	_cleanup_(freep) uint8_t *data = NULL;
 	size_t n;
+	int r;
 
 	error.code = code;
 	error.message = (char *)text;
 	frame.msg_case = DSD__SERVER_FRAME__MSG_ERROR;
 	frame.error = &error;
 	/* A fresh socket's buffer is empty: this does not block. */
-	if (wire_pack_frame(&frame.base, &data, &n) == 0 &&
-	    send(fd, data, n, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-		log_debug("refusing a connection: %m");
-	close(fd);
+	r = wire_pack_frame(&frame.base, &data, &n);
+	if (r == 0)
+		r = io_send_now(io, fd, data, n);
+	if (r < 0)
+		log_debug("refusing a connection: %s", strerror(-r));
+	io_close(io, fd);
 }
 
-void conn_accept(struct server *s, int fd)
+void conn_accept(struct server *s, int fd, bool admin)
 {
-	struct ucred cred;
-	socklen_t n = sizeof(cred);
+	struct io_peer peer;
 	struct error err = {};
 	struct conn *c;
 	int i;
 
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0) {
-		refuse(fd, DSD__CODE__CODE_PERMISSION_DENIED, "the kernel does not say who you are");
+	if (io_peer(s->io, fd, &peer) < 0) {
+		refuse(s->io, fd, DSD__CODE__CODE_PERMISSION_DENIED,
+		       "the kernel does not say who you are");
 		return;
 	}
 	if (s->stopping || s->conns.n_used >= s->cfg.conn_max) {
-		refuse(fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon takes no more connections");
+		refuse(s->io, fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED,
+		       "the daemon takes no more connections");
 		return;
 	}
-	if (quota_charge(s->quota, cred.uid, QUOTA_CONNECTIONS, 1, &err) < 0) {
-		refuse(fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED, error_text(&err, -EDQUOT));
+	if (quota_charge(s->quota, peer.uid, QUOTA_CONNECTIONS, 1, &err) < 0) {
+		refuse(s->io, fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED, error_text(&err, -EDQUOT));
 		return;
 	}
 	c = io_alloc(s->io, sizeof(*c));
 	i = c ? table_add(&s->conns, c, &c->generation) : -ENOMEM;
 	if (i < 0) {
-		quota_uncharge(s->quota, cred.uid, QUOTA_CONNECTIONS, 1);
+		quota_uncharge(s->quota, peer.uid, QUOTA_CONNECTIONS, 1);
 		free(c);
-		refuse(fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory");
+		refuse(s->io, fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED,
+		       "the daemon is out of memory");
 		return;
 	}
 	c->server = s;
 	c->index = (uint32_t)i;
 	c->fd = fd;
-	c->uid = cred.uid;
-	c->pid = cred.pid;
+	c->uid = peer.uid;
+	c->admin = admin;
+	c->pid = peer.pid;
 	conn_set_deadline(c, CONN_HELLO_USEC);
 	s->count.connections++;
 	if (io_recv(s->io, fd, tag_make(TAG_CONN_RECV, c->index, c->generation)) < 0) {
@@ -163,7 +167,8 @@ static void conn_flush(struct conn *c)
 		c->queued = NULL;
 		c->queued_bytes = c->queued_alloc = 0;
 	}
-	if (io_send(c->server->io, c->fd, c->sending + c->sending_at, c->sending_bytes - c->sending_at,
+	if (io_send(c->server->io, c->fd, c->sending + c->sending_at,
+		    c->sending_bytes - c->sending_at,
 		    tag_make(TAG_CONN_SEND, c->index, c->generation)) < 0) {
 		conn_doom(c);
 		return;
@@ -191,11 +196,17 @@ void conn_on_send(struct conn *c, const struct io_event *ev)
 	}
 	c->server->count.bytes_out += (uint64_t)ev->res;
 	c->sending_at += (size_t)ev->res;
+	c->stalled_usec = io_now_usec(c->server->io);
 	if (c->congested && conn_backlog(c) < CONN_QUEUE_SOFT / 4) {
 		c->congested = false;
 		request_pause_all(c, false);
 	}
 	conn_flush(c);
+}
+
+static uint64_t stall_usec(const struct conn *c)
+{
+	return c->server->cfg.conn_stall_seconds * UINT64_C(1000000);
 }
 
 void conn_send(struct conn *c, const Dsd__ServerFrame *frame)
@@ -232,6 +243,8 @@ void conn_send(struct conn *c, const Dsd__ServerFrame *frame)
 	c->queued_bytes += n;
 	if (!c->congested && conn_backlog(c) > CONN_QUEUE_SOFT) {
 		c->congested = true;
+		c->stalled_usec = io_now_usec(c->server->io);
+		server_wake_at(c->server, c->stalled_usec + stall_usec(c));
 		request_pause_all(c, true);
 	}
 	conn_flush(c);
@@ -308,7 +321,8 @@ static size_t take_bytes(struct conn *c, const uint8_t *data, size_t n)
 			snprintf(text, sizeof(text), "a frame of %u bytes: want 1 to %u", want,
 				 WIRE_FRAME_MAX);
 			conn_fail(c,
-				  want ? DSD__CODE__CODE_FRAME_TOO_LARGE : DSD__CODE__CODE_MALFORMED,
+				  want ? DSD__CODE__CODE_FRAME_TOO_LARGE
+				       : DSD__CODE__CODE_MALFORMED,
 				  text);
 			return k;
 		}
@@ -325,7 +339,8 @@ static size_t take_bytes(struct conn *c, const uint8_t *data, size_t n)
 	if (!c->body) {
 		c->body = io_alloc(c->server->io, c->body_bytes);
 		if (!c->body) {
-			conn_fail(c, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory");
+			conn_fail(c, DSD__CODE__CODE_RESOURCE_EXHAUSTED,
+				  "the daemon is out of memory");
 			return n;
 		}
 	}
@@ -346,7 +361,7 @@ void conn_on_recv(struct conn *c, const struct io_event *ev)
 	size_t at = 0;
 
 	if (ev->fd >= 0)
-		close(ev->fd); /* no message of this protocol takes one yet */
+		io_close(c->server->io, ev->fd); /* no message of this protocol takes one yet */
 	if (ev->last)
 		c->receiving = false;
 	if (c->dead) {
@@ -360,7 +375,8 @@ void conn_on_recv(struct conn *c, const struct io_event *ev)
 	}
 	c->server->count.bytes_in += (uint64_t)ev->res;
 	if ((ev->fd >= 0 || ev->truncated) && !c->closing) {
-		conn_fail(c, DSD__CODE__CODE_MALFORMED, "a descriptor came with a frame that takes none");
+		conn_fail(c, DSD__CODE__CODE_MALFORMED,
+			  "a descriptor came with a frame that takes none");
 		return;
 	}
 	while (at < (size_t)ev->res && !c->closing && !c->doomed)
@@ -374,18 +390,36 @@ void conn_on_recv(struct conn *c, const struct io_event *ev)
 		conn_set_deadline(c, CONN_FRAME_USEC);
 }
 
+/* A reader that stopped reading: its sequences paused long ago, now they end. */
+static uint64_t stall_tick(struct conn *c, uint64_t now)
+{
+	if (!c->congested)
+		return UINT64_MAX;
+	if (now < c->stalled_usec + stall_usec(c))
+		return c->stalled_usec + stall_usec(c);
+	c->congested = false;
+	conn_fail(c, DSD__CODE__CODE_CANCELLED,
+		  "nothing was read for too long: conn.stall_seconds");
+	return c->deadline_usec;
+}
+
 uint64_t conn_on_tick(struct conn *c, uint64_t now)
 {
-	if (c->deadline_usec == 0 || c->dead || c->doomed)
+	uint64_t next;
+
+	if (c->dead || c->doomed)
 		return UINT64_MAX;
+	next = c->closing ? UINT64_MAX : stall_tick(c, now);
+	if (c->deadline_usec == 0 || c->dead || c->doomed)
+		return next;
 	if (now < c->deadline_usec)
-		return c->deadline_usec;
+		return MIN(next, c->deadline_usec);
 	if (c->closing) {
 		conn_kill(c);
 		return UINT64_MAX;
 	}
 	conn_fail(c, DSD__CODE__CODE_DEADLINE_EXCEEDED,
-		  c->hello ? "a frame was begun and not finished within 5 seconds" :
-			     "no Hello within 2 seconds");
-	return c->dead ? UINT64_MAX : c->deadline_usec;
+		  c->hello ? "a frame was begun and not finished within 5 seconds"
+			   : "no Hello within 2 seconds");
+	return c->dead || c->doomed ? UINT64_MAX : c->deadline_usec;
 }

@@ -12,11 +12,11 @@ struct io_event;
 struct request;
 struct server;
 
-#define CONN_QUEUE_SOFT  (256u << 10) /* above it the connection's sequences pause */
-#define CONN_QUEUE_HARD  (4u << 20)   /* above it the connection ends: replies nobody reads */
-#define CONN_REQUESTS    1024u        /* in flight on one connection */
-#define CONN_HELLO_USEC  2000000u     /* from accept to Hello */
-#define CONN_FRAME_USEC  5000000u     /* from a frame's first byte to its last */
+#define CONN_QUEUE_SOFT (256u << 10) /* above it the connection's sequences pause */
+#define CONN_QUEUE_HARD (4u << 20)   /* above it the connection ends: replies nobody reads */
+#define CONN_REQUESTS   1024u        /* in flight on one connection */
+#define CONN_HELLO_USEC 2000000u     /* from accept to Hello */
+#define CONN_FRAME_USEC 5000000u     /* from a frame's first byte to its last */
 
 struct conn {
 	struct server *server;
@@ -24,12 +24,14 @@ struct conn {
 	int fd;
 	uid_t uid;
 	pid_t pid;
-	bool hello;    /* was said */
-	bool closing;  /* no more input; what is queued is still sent */
-	bool doomed;   /* conn_kill() is due when the handlers have returned */
-	bool dead;     /* the descriptor is shut down; freed when no operation is left */
+	bool admin;   /* came through the administrative socket */
+	bool hello;   /* was said */
+	bool closing; /* no more input; what is queued is still sent */
+	bool doomed;  /* conn_kill() is due when the handlers have returned */
+	bool dead;    /* the descriptor is shut down; freed when no operation is left */
 	bool receiving, send_busy;
-	bool congested; /* above CONN_QUEUE_SOFT */
+	bool congested;         /* above CONN_QUEUE_SOFT */
+	uint64_t stalled_usec;  /* congested: when the peer last read */
 	uint64_t deadline_usec; /* of what is half done; 0: nothing is */
 
 	/* Input: a header, then a body whose length was checked before it was allocated. */
@@ -48,7 +50,7 @@ struct conn {
 };
 
 /** conn_accept() - a new connection on @fd, which is ours from now on; refusals are told and closed. */
-void conn_accept(struct server *s, int fd);
+void conn_accept(struct server *s, int fd, bool admin);
 void conn_on_recv(struct conn *c, const struct io_event *ev);
 void conn_on_send(struct conn *c, const struct io_event *ev);
 /** conn_on_tick() - deadlines of half-done things. Return: the next one, UINT64_MAX for none. */

@@ -30,7 +30,7 @@ static void send_started(struct request *r)
 
 	started.request = r->number;
 	started.seed = r->params.seed;
-	started.model_digest = (ProtobufCBinaryData){ sizeof(h->digest), (uint8_t *)h->digest };
+	started.model_digest = (ProtobufCBinaryData){sizeof(h->digest), (uint8_t *)h->digest};
 	started.prompt_tokens = r->n_prompt;
 	started.model = (char *)model_name(r->model);
 	frame.msg_case = DSD__SERVER_FRAME__MSG_STARTED;
@@ -59,8 +59,9 @@ static void send_done(struct request *r)
 	send_frame(r, &frame);
 }
 
-static void send_delta(struct choice *c, const struct channel_result_row *row, const struct text_buf *text,
-		       Dsd__Finish finish)
+/* @row: a token, NULL for none; @scored: its logprob is known */
+static void send_delta(struct choice *c, const struct channel_result_row *row, bool scored,
+		       const struct text_buf *text, Dsd__Finish finish)
 {
 	struct request *r = c->request;
 	Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
@@ -76,20 +77,44 @@ static void send_delta(struct choice *c, const struct channel_result_row *row, c
 		delta.n_ids = 1;
 		delta.ids = &id;
 		if (r->want_logprobs) {
-			event_logprob_init(&lp, row->token, row);
+			event_logprob_init(&lp, row->token, scored ? row : NULL);
 			delta.n_logprobs = 1;
 			delta.logprobs = &list;
 		}
 	}
 	if (text->n) {
 		delta.has_text = 1;
-		delta.text = (ProtobufCBinaryData){ text->n, (uint8_t *)text->data };
+		delta.text = (ProtobufCBinaryData){text->n, (uint8_t *)text->data};
 	}
 	delta.has_finish = finish != 0;
 	delta.finish = finish ?: DSD__FINISH__FINISH_EOS;
 	frame.msg_case = DSD__SERVER_FRAME__MSG_DELTA;
 	frame.delta = &delta;
 	send_frame(r, &frame);
+}
+
+/* Echo: the answer begins with the prompt, token by token where their logprobs come with them. */
+static void echo_token(struct choice *c, uint32_t id, const struct channel_result_row *row)
+{
+	struct channel_result_row first = {.token = id};
+	struct text_buf text = {};
+
+	if (decoder_push(&c->decoder, c->request->vocab, id, true, &text, NULL) == 0)
+		send_delta(c, row ? row : &first, row != NULL, &text, 0);
+	text_buf_done(&text);
+}
+
+static void on_prompt(void *ctx, const struct channel_result_row *row)
+{
+	echo_token(ctx, row->token, row);
+}
+
+static void echo_prompt(struct choice *c)
+{
+	struct request *r = c->request;
+
+	for (uint32_t i = 0; i < (r->want_logprobs ? 1 : r->n_prompt); i++)
+		echo_token(c, r->input.ids.id[i], NULL);
 }
 
 /* The last word of a choice was sent. May free the request. */
@@ -135,10 +160,10 @@ static void on_token(void *ctx, const struct channel_result_row *row)
 	matched = choice_take(c, row->token, &text);
 	if (matched >= 0) {
 		seq_cancel(c->seq);
-		send_delta(c, row, &text, DSD__FINISH__FINISH_STOP);
+		send_delta(c, row, true, &text, DSD__FINISH__FINISH_STOP);
 		choice_over(c);
 	} else {
-		send_delta(c, row, &text, 0);
+		send_delta(c, row, true, &text, 0);
 	}
 	text_buf_done(&text);
 }
@@ -158,15 +183,15 @@ static void on_end(void *ctx, enum seq_end why)
 		if (decoder_flush(&c->decoder, &piece) == 0 &&
 		    stop_push(c->stop, piece.data, piece.n, &text, &matched) == 0 && matched < 0)
 			stop_flush(c->stop, &text);
-		send_delta(c, NULL, &text,
-			   matched >= 0		     ? DSD__FINISH__FINISH_STOP :
-			   why == SEQ_END_EOS ? DSD__FINISH__FINISH_EOS :
-						     DSD__FINISH__FINISH_LENGTH);
+		send_delta(c, NULL, false, &text,
+			   matched >= 0         ? DSD__FINISH__FINISH_STOP
+			   : why == SEQ_END_EOS ? DSD__FINISH__FINISH_EOS
+						: DSD__FINISH__FINISH_LENGTH);
 		choice_over(c);
 		break;
 	case SEQ_END_NUMBERS:
-		request_fail(r, DSD__CODE__CODE_MODEL_FAULT, "the model computed numbers that are none",
-			     0);
+		request_fail(r, DSD__CODE__CODE_MODEL_FAULT,
+			     "the model computed numbers that are none", 0);
 		break;
 	default:
 		request_fail(r, DSD__CODE__CODE_RETRYABLE,
@@ -176,7 +201,7 @@ static void on_end(void *ctx, enum seq_end why)
 	text_buf_done(&text);
 }
 
-static const struct seq_ops generate_ops = { .token = on_token, .end = on_end };
+static const struct seq_ops generate_ops = {.token = on_token, .prompt = on_prompt, .end = on_end};
 
 /* What the request left open comes from generation_config.json, else it is the protocol's default. */
 static void fill_defaults(struct request *r)
@@ -221,6 +246,7 @@ static int submit_choice(struct request *r, uint32_t i, struct error *err)
 		.n_ids = (uint32_t)r->input.ids.n,
 		.params = r->params,
 		.max_tokens = r->max_tokens,
+		.prompt_logprobs = r->echo && r->want_logprobs,
 		.eos = h->eos,
 		.n_eos = h->n_eos,
 		.priority = r->priority,
@@ -236,15 +262,17 @@ static int submit_choice(struct request *r, uint32_t i, struct error *err)
 	s = stop_new(&c->stop, r->stops, r->n_stops, err);
 	/* Text and stop state as they were after the tokens that a resumed client has. */
 	for (size_t k = r->n_prompt; s >= 0 && k < r->input.ids.n; k++, c->n_tokens++)
-		s = choice_take(c, r->input.ids.id[k], &text) >= 0 ?
-			    error_set(err, -EINVAL, "generate.resume is past a stop string") :
-			    0;
+		s = choice_take(c, r->input.ids.id[k], &text) >= 0
+			    ? error_set(err, -EINVAL, "generate.resume is past a stop string")
+			    : 0;
 	text_buf_done(&text);
 	if (s < 0)
 		return s;
 	s = sched_submit(model_sched(r->model), &cfg, &c->seq, err);
 	if (s == 0) {
 		r->n_running++;
+		if (r->echo)
+			echo_prompt(c);
 		seq_pause(c->seq, r->conn->congested);
 	}
 	return s;
@@ -275,9 +303,10 @@ static void generate_ready(struct request *r)
 	if (r->n_prompt == 0)
 		s = error_set(&err, -EINVAL, "the prompt has no tokens: want at least one");
 	else if (r->n_prompt >= room)
-		s = error_set(&err, -EINVAL,
-			      "the prompt has %u tokens: want fewer than %u (context %u, pool of %u)",
-			      r->n_prompt, room, h->n_context, room);
+		s = error_set(
+			&err, -EINVAL,
+			"the prompt has %u tokens: want fewer than %u (context %u, pool of %u)",
+			r->n_prompt, room, h->n_context, room);
 	if (s == 0)
 		s = apply_resume(r, &err);
 	if (s == 0) {
@@ -292,9 +321,10 @@ static void generate_ready(struct request *r)
 	}
 	for (uint32_t i = 0; i < r->params.n_bias && s == 0; i++)
 		if (r->params.bias[i].id >= h->n_vocab)
-			s = error_set(&err, -EINVAL,
-				      "generate.sampling.logit_bias[%u].id: got %u, want less than %u", i,
-				      r->params.bias[i].id, h->n_vocab);
+			s = error_set(
+				&err, -EINVAL,
+				"generate.sampling.logit_bias[%u].id: got %u, want less than %u", i,
+				r->params.bias[i].id, h->n_vocab);
 	if (s < 0) {
 		request_fail(r, code_of(s), error_text(&err, s), 0);
 		return;
@@ -321,7 +351,7 @@ static int take_stops(struct request *r, const Dsd__Sampling *s)
 	for (size_t i = 0; i < s->n_stop; i++) {
 		if (s->stop[i].len)
 			memcpy(r->stop_text + at, s->stop[i].data, s->stop[i].len);
-		r->stops[i] = (struct stop_string){ (char *)r->stop_text + at, s->stop[i].len };
+		r->stops[i] = (struct stop_string){(char *)r->stop_text + at, s->stop[i].len};
 		at += s->stop[i].len;
 	}
 	r->n_stops = (uint32_t)s->n_stop;
@@ -333,7 +363,7 @@ static int take_sampling(struct request *r, const Dsd__Sampling *s)
 	struct channel_params *p = &r->params;
 	struct sampling_set *set = &r->sampling_set;
 
-	*p = (struct channel_params){ .top_p = 1, .repetition_penalty = 1 };
+	*p = (struct channel_params){.top_p = 1, .repetition_penalty = 1};
 	r->n_choices = 1;
 	if (!s)
 		return 0;
@@ -358,6 +388,7 @@ static int take_sampling(struct request *r, const Dsd__Sampling *s)
 	p->ignore_eos = s->has_ignore_eos && s->ignore_eos;
 	if (s->has_n)
 		r->n_choices = s->n;
+	r->echo = s->has_echo && s->echo;
 	r->want_logprobs = s->has_logprobs;
 	p->n_top = s->has_logprobs ? s->logprobs : 0;
 	p->n_bias = (uint32_t)s->n_logit_bias;
@@ -376,6 +407,10 @@ static int take_resume(struct request *r, const Dsd__Resume *resume, const char 
 		*ret_why = "generate.resume.model_digest: want 32 bytes";
 		return -EINVAL;
 	}
+	if (r->echo) {
+		*ret_why = "generate.resume goes without echo: the client has the prompt";
+		return -EINVAL;
+	}
 	if (r->n_choices > 1) {
 		*ret_why = "generate.resume goes with one choice: resume each on its own";
 		return -EINVAL;
@@ -387,41 +422,31 @@ static int take_resume(struct request *r, const Dsd__Resume *resume, const char 
 	return ids_append(&r->resume_ids, resume->generated_ids, resume->n_generated_ids);
 }
 
-/* Fields that are part of the protocol and not yet of this daemon are refused by name. */
-static const char *unimplemented(const Dsd__Generate *g)
-{
-	if (g->has_suffix)
-		return "generate.suffix: this daemon has no fill in the middle yet";
-	if (g->has_deadline_ms)
-		return "generate.deadline_ms: this daemon has no deadlines yet";
-	if (g->sampling && g->sampling->has_echo)
-		return "generate.sampling.echo: this daemon has no echo yet";
-	return NULL;
-}
-
 void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 {
 	const Dsd__Generate *g = frame->generate;
-	const char *why = unimplemented(g);
-	struct request *r;
+	struct request *r = request_new(c, frame->id, g->model, generate_ready);
+	const char *why = "the daemon is out of memory";
 	int s;
 
-	if (why) {
-		conn_send_error(c, frame->id, DSD__CODE__CODE_UNIMPLEMENTED, why, 0);
-		c->server->count.failed++;
-		return;
-	}
-	r = request_new(c, frame->id, g->model, generate_ready);
 	if (!r)
 		return;
+	if (g->has_deadline_ms) {
+		r->deadline_usec = r->arrived_usec + g->deadline_ms * UINT64_C(1000);
+		server_wake_at(c->server, r->deadline_usec);
+	}
 	r->priority = SEQ_NORMAL;
 	if (g->has_priority)
-		r->priority = (enum seq_priority)(g->priority - DSD__PRIORITY__PRIORITY_INTERACTIVE);
+		r->priority =
+			(enum seq_priority)(g->priority - DSD__PRIORITY__PRIORITY_INTERACTIVE);
 	r->reuse_generated = g->has_reuse_generated && g->reuse_generated;
-	why = "the daemon is out of memory";
 	s = take_sampling(r, g->sampling);
 	if (s == 0)
 		s = take_resume(r, g->resume, &why);
+	if (s == 0 && g->has_suffix && g->prompt_case != DSD__GENERATE__PROMPT_TEXT) {
+		s = -EINVAL;
+		why = "generate.suffix goes with generate.text";
+	}
 	if (s == 0)
 		switch (g->prompt_case) {
 		case DSD__GENERATE__PROMPT_TEXT:
@@ -432,6 +457,8 @@ void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 			}
 			s = request_set_text(r, &g->text, g->has_parse_special && g->parse_special);
 			r->input.encode_flags |= ENCODE_BOS;
+			if (s == 0 && g->has_suffix)
+				s = request_set_suffix(r, &g->suffix);
 			break;
 		case DSD__GENERATE__PROMPT_CHAT:
 			s = request_set_chat(r, g->chat);
@@ -444,8 +471,9 @@ void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 			why = "generate.prompt: got nothing, want text, chat or ids";
 		}
 	if (s < 0) {
-		request_fail(r, s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED :
-					       DSD__CODE__CODE_INVALID_ARGUMENT,
+		request_fail(r,
+			     s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
+					  : DSD__CODE__CODE_INVALID_ARGUMENT,
 			     why, 0);
 		return;
 	}

@@ -19,8 +19,8 @@ void rpc_hello(struct conn *c, const Dsd__ClientFrame *frame)
 	char text[96];
 
 	if (frame->hello->protocol != WIRE_PROTOCOL) {
-		snprintf(text, sizeof(text), "hello.protocol: got %u, want %u", frame->hello->protocol,
-			 WIRE_PROTOCOL);
+		snprintf(text, sizeof(text), "hello.protocol: got %u, want %u",
+			 frame->hello->protocol, WIRE_PROTOCOL);
 		conn_fail(c, DSD__CODE__CODE_FAILED_PRECONDITION, text);
 		return;
 	}
@@ -62,7 +62,7 @@ static void fill_model(Dsd__Model *out, const struct model *m)
 	const struct image_header *h = im->h;
 
 	out->has_digest = 1;
-	out->digest = (ProtobufCBinaryData){ sizeof(h->digest), (uint8_t *)h->digest };
+	out->digest = (ProtobufCBinaryData){sizeof(h->digest), (uint8_t *)h->digest};
 	out->arch = (char *)h->arch;
 #define SET(field, value) (out->has_##field = 1, out->field = (value))
 	SET(context, h->n_context);

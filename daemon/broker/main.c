@@ -56,21 +56,30 @@ static const char help[] =
 
 static int parse(struct options *o, int argc, char **argv, struct error *err)
 {
-	enum { OPT_MODEL = 256, OPT_SOCKET, OPT_ADMIN, OPT_STATE, OPT_FAKE, OPT_CONFIG, OPT_SET, OPT_CHECK,
-	       OPT_HELP, OPT_VERSION };
-	static const struct option options[] = {
-		{ "model", required_argument, NULL, OPT_MODEL },
-		{ "socket", required_argument, NULL, OPT_SOCKET },
-		{ "admin-socket", required_argument, NULL, OPT_ADMIN },
-		{ "state", required_argument, NULL, OPT_STATE },
-		{ "fake-worker", no_argument, NULL, OPT_FAKE },
-		{ "config", required_argument, NULL, OPT_CONFIG },
-		{ "set", required_argument, NULL, OPT_SET },
-		{ "check-config", no_argument, NULL, OPT_CHECK },
-		{ "help", no_argument, NULL, OPT_HELP },
-		{ "version", no_argument, NULL, OPT_VERSION },
-		{}
+	enum {
+		OPT_MODEL = 256,
+		OPT_SOCKET,
+		OPT_ADMIN,
+		OPT_STATE,
+		OPT_FAKE,
+		OPT_CONFIG,
+		OPT_SET,
+		OPT_CHECK,
+		OPT_HELP,
+		OPT_VERSION
 	};
+	static const struct option options[] = {
+		{"model", required_argument, NULL, OPT_MODEL},
+		{"socket", required_argument, NULL, OPT_SOCKET},
+		{"admin-socket", required_argument, NULL, OPT_ADMIN},
+		{"state", required_argument, NULL, OPT_STATE},
+		{"fake-worker", no_argument, NULL, OPT_FAKE},
+		{"config", required_argument, NULL, OPT_CONFIG},
+		{"set", required_argument, NULL, OPT_SET},
+		{"check-config", no_argument, NULL, OPT_CHECK},
+		{"help", no_argument, NULL, OPT_HELP},
+		{"version", no_argument, NULL, OPT_VERSION},
+		{}};
 	const char *config = "/etc/dsd/dsd.conf";
 	int c, r;
 
@@ -155,7 +164,8 @@ static int take_lock(const char *state, struct error *err)
  * for a moment, while the kernel takes its ring apart: who listens there must be alive as well. */
 static bool answers(const struct sockaddr_un *addr)
 {
-	_cleanup_(fd_closep) int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	_cleanup_(fd_closep) int fd =
+		socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	struct ucred cred;
 	socklen_t n = sizeof(cred);
 
@@ -167,13 +177,13 @@ static bool answers(const struct sockaddr_un *addr)
 static int listen_at(const char *path, mode_t mode, struct error *err)
 {
 	_cleanup_(fd_closep) int fd = -EBADF;
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	mode_t old;
 	int r;
 
 	if (strlen(path) >= sizeof(addr.sun_path))
-		return error_set(err, -ENAMETOOLONG, "--socket %.120s: want at most %zu bytes", path,
-				 sizeof(addr.sun_path) - 1);
+		return error_set(err, -ENAMETOOLONG, "--socket %.120s: want at most %zu bytes",
+				 path, sizeof(addr.sun_path) - 1);
 	strcpy(addr.sun_path, path);
 	if (access(path, F_OK) == 0) {
 		struct stat st;
@@ -197,29 +207,58 @@ static int listen_at(const char *path, mode_t mode, struct error *err)
 	return TAKE_FD(fd);
 }
 
-/* The sockets systemd hands over, or our own. */
-static int open_sockets(struct server *s, const struct options *o, struct error *err)
+/* The sockets systemd hands over; which is which says FileDescriptorName=. */
+static int take_sockets(struct server *s, struct error *err)
 {
-	int n = sd_listen_fds(0), r, fd;
+	char **names = NULL;
+	int n = sd_listen_fds_with_names(0, &names), r = 0;
 
 	if (n < 0)
 		return error_set(err, n, "sd_listen_fds: %m");
 	for (int i = 0; i < n; i++) {
-		fd = SD_LISTEN_FDS_START + i;
-		if (sd_is_socket_unix(fd, SOCK_STREAM, 1, NULL, 0) <= 0)
-			continue; /* the admin socket and stored descriptors: not served yet */
-		fcntl(fd, F_SETFD, FD_CLOEXEC);
-		r = server_listen(s, fd, err);
-		if (r < 0)
-			return r;
+		int fd = SD_LISTEN_FDS_START + i;
+
+		if (r == 0 && sd_is_socket_unix(fd, SOCK_STREAM, 1, NULL, 0) > 0) {
+			fcntl(fd, F_SETFD, FD_CLOEXEC);
+			r = server_listen(s, fd, strcmp(names[i], "dsd-admin") == 0, err);
+		}
+		free(names[i]);
 	}
-	if (s->n_listeners > 0)
-		return 0;
+	free(names);
+	return r;
+}
+
+/* admin.sock beside the socket, unless it was named. */
+static int admin_path(const struct options *o, char ret[PATH_MAX])
+{
+	const char *slash = strrchr(o->socket, '/');
+	int dir = slash ? (int)(slash - o->socket) + 1 : 0;
+
+	if (o->admin_socket)
+		return snprintf(ret, PATH_MAX, "%s", o->admin_socket);
+	return snprintf(ret, PATH_MAX, "%.*sadmin.sock", dir, o->socket);
+}
+
+static int open_sockets(struct server *s, const struct options *o, struct error *err)
+{
+	char admin[PATH_MAX];
+	int fd, r = take_sockets(s, err);
+
+	if (r < 0 || s->n_listeners > 0)
+		return r;
 	if (!o->socket)
-		return error_set(err, -EINVAL,
-				 "no socket: want --socket PATH, or sockets handed over by systemd");
+		return error_set(
+			err, -EINVAL,
+			"no socket: want --socket PATH, or sockets handed over by systemd");
 	fd = listen_at(o->socket, 0660, err);
-	return fd < 0 ? fd : server_listen(s, fd, err);
+	if (fd < 0)
+		return fd;
+	r = server_listen(s, fd, false, err);
+	if (r < 0)
+		return r;
+	admin_path(o, admin);
+	fd = listen_at(admin, 0600, err);
+	return fd < 0 ? fd : server_listen(s, fd, true, err);
 }
 
 /* $DSD_WORKER, beside dsd, or where packages put it. */
@@ -281,8 +320,13 @@ static int run(const struct options *o, struct error *err)
 		r = server_run(&s, err);
 	server_done(&s);
 	io_free(io);
-	if (o->socket && r == 0)
+	if (o->socket && r == 0) {
+		char admin[PATH_MAX];
+
+		admin_path(o, admin);
+		unlink(admin);
 		unlink(o->socket);
+	}
 	return r;
 }
 

@@ -166,14 +166,15 @@ struct model *model_free(struct model *m)
 	return NULL;
 }
 
-static int send_control(struct model *m, const struct control_msg *msg, const int *fds, size_t n_fds)
+static int send_control(struct model *m, const struct control_msg *msg, const int *fds,
+			size_t n_fds)
 {
 	union {
 		struct cmsghdr align;
 		char buf[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
 	} control = {};
-	struct iovec iov = { (void *)msg, sizeof(*msg) };
-	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
+	struct iovec iov = {(void *)msg, sizeof(*msg)};
+	struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1};
 
 	assert(n_fds <= CONTROL_FDS_MAX);
 	if (n_fds) {
@@ -194,8 +195,9 @@ static int send_control(struct model *m, const struct control_msg *msg, const in
 
 static bool wanted_file(const char *name)
 {
-	static const char *const names[] = { "config.json", "generation_config.json", "tokenizer.json",
-					     "tokenizer_config.json", "model.safetensors.index.json" };
+	static const char *const names[] = {"config.json", "generation_config.json",
+					    "tokenizer.json", "tokenizer_config.json",
+					    "model.safetensors.index.json"};
 	size_t n = strlen(name);
 
 	for (size_t i = 0; i < N_ELEMENTS(names); i++)
@@ -208,7 +210,7 @@ static int send_file(struct model *m, int dir, const char *name, const char *as,
 {
 	_cleanup_(fd_closep) int fd =
 		openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	struct control_msg msg = { .type = CONTROL_FILE };
+	struct control_msg msg = {.type = CONTROL_FILE};
 	struct stat st;
 	int r;
 
@@ -239,7 +241,8 @@ static int send_directory(struct model *m, int fd, struct error *err)
 		if (!wanted_file(d->d_name))
 			continue;
 		if (++n > FILES_MAX)
-			r = error_set(err, -E2BIG, "%.300s: more than %u files", m->cfg.path, FILES_MAX);
+			r = error_set(err, -E2BIG, "%.300s: more than %u files", m->cfg.path,
+				      FILES_MAX);
 		else
 			r = send_file(m, dirfd(dir), d->d_name, d->d_name, err);
 	}
@@ -265,9 +268,9 @@ static int send_files(struct model *m, struct error *err)
 			return error_set(err, -errno, "%.300s: %m", m->cfg.path);
 		return send_directory(m, fd, err);
 	}
-	return send_file(m, AT_FDCWD, m->cfg.path, strrchr(m->cfg.path, '/') ?
-							    strrchr(m->cfg.path, '/') + 1 :
-							    m->cfg.path, err);
+	return send_file(m, AT_FDCWD, m->cfg.path,
+			 strrchr(m->cfg.path, '/') ? strrchr(m->cfg.path, '/') + 1 : m->cfg.path,
+			 err);
 }
 
 /* ---- starting ---- */
@@ -275,10 +278,10 @@ static int send_files(struct model *m, struct error *err)
 static int spawn_worker(struct model *m, struct error *err)
 {
 	struct server *s = m->server;
-	const struct timeval patience = { .tv_sec = 2 };
-	char *argv[] = { (char *)"dsd-worker", (char *)"--control-fd", (char *)"3",
-			 s->fake_worker ? (char *)"--fake" : NULL, NULL };
-	struct io_spawn what = { .path = s->worker_path, .argv = argv, .envp = environ };
+	const struct timeval patience = {.tv_sec = 2};
+	char *argv[] = {(char *)"dsd-worker", (char *)"--control-fd", (char *)"3",
+			s->fake_worker ? (char *)"--fake" : NULL, NULL};
+	struct io_spawn what = {.path = s->worker_path, .argv = argv, .envp = environ};
 	uint32_t g = ++m->generation;
 	int pair[2], r;
 
@@ -302,11 +305,18 @@ static int spawn_worker(struct model *m, struct error *err)
 	return r < 0 ? error_set(err, r, "watching a worker: %m") : 0;
 }
 
-/* A failure that another try would meet again. A worker that is gone is none: its pidfd tells more. */
+/* A failure that another try would meet again; the worker's own word on the files is one. A worker that
+ * is gone is none (its pidfd tells more), nor is one that talks nonsense: it goes, another comes. */
 static void model_failed(struct model *m, int r, const struct error *err)
 {
-	if (r < 0 && ((r != -EPIPE && r != -ECONNRESET) || m->pidfd < 0))
-		model_set_state(m, DSD__STATE__STATE_DEGRADED, error_text(err, r));
+	if (r >= 0 || ((r == -EPIPE || r == -ECONNRESET) && m->pidfd >= 0))
+		return;
+	if (r == -EPROTO || m->state == DSD__STATE__STATE_READY) {
+		log_error("model %s: %s", m->cfg.name, error_text(err, r));
+		kill_worker(m);
+		return;
+	}
+	model_set_state(m, DSD__STATE__STATE_DEGRADED, error_text(err, r));
 }
 
 void model_start(struct model *m)
@@ -412,7 +422,8 @@ static int adopt_image(struct model *m, int fd, struct error *err)
 	if (seals < 0 || (seals & want) != want)
 		return error_set(err, -EINVAL, "the model image is not sealed");
 	if (fstat(fd, &st) < 0 || st.st_size <= 0 || st.st_size > IMAGE_BYTES_MAX)
-		return error_set(err, -EINVAL, "the model image has %lld bytes", (long long)st.st_size);
+		return error_set(err, -EINVAL, "the model image has %lld bytes",
+				 (long long)st.st_size);
 	map = io_alloc(io, sizeof(*map));
 	if (!map)
 		return -ENOMEM;
@@ -465,7 +476,7 @@ static int make_pool(struct model *m, struct error *err)
 {
 	struct server *s = m->server;
 	const struct image_header *h = m->image.h;
-	struct pool_config cfg = { .io = s->io, .entry = h->entry };
+	struct pool_config cfg = {.io = s->io, .entry = h->entry};
 	struct sched_config sc;
 	uint64_t n_pages;
 	int r;
@@ -477,10 +488,10 @@ static int make_pool(struct model *m, struct error *err)
 		return r;
 	n_pages = pool_bytes(m) / cfg.geometry.stride;
 	if (n_pages == 0)
-		return error_set(err, -ENOSPC,
-				 "pool.size leaves %llu bytes to this model: want at least a page of %llu",
-				 (unsigned long long)pool_bytes(m),
-				 (unsigned long long)cfg.geometry.stride);
+		return error_set(
+			err, -ENOSPC,
+			"pool.size leaves %llu bytes to this model: want at least a page of %llu",
+			(unsigned long long)pool_bytes(m), (unsigned long long)cfg.geometry.stride);
 	cfg.n_pages = (uint32_t)MIN(n_pages, (uint64_t)1 << 24);
 	memcpy(cfg.model, h->digest, sizeof(cfg.model));
 	memcpy(cfg.key, s->key, sizeof(cfg.key));
@@ -503,7 +514,7 @@ static int make_pool(struct model *m, struct error *err)
 static int make_channel(struct model *m, struct error *err)
 {
 	struct server *s = m->server;
-	struct control_msg msg = { .type = CONTROL_CHANNEL, .total = pool_n_pages(m->pool) };
+	struct control_msg msg = {.type = CONTROL_CHANNEL, .total = pool_n_pages(m->pool)};
 	const struct channel_shape *shape;
 	int fds[CONTROL_FDS_MAX], r;
 
@@ -551,7 +562,8 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 	case CONTROL_PROGRESS:
 		snprintf(m->stage, sizeof(m->stage), "%.63s", msg->text);
 		if (msg->total)
-			m->progress = (float)((double)MIN(msg->done, msg->total) / (double)msg->total);
+			m->progress =
+				(float)((double)MIN(msg->done, msg->total) / (double)msg->total);
 		return 0;
 	case CONTROL_IMAGE:
 		if (m->state != DSD__STATE__STATE_LOADING || m->channel || fd < 0)
@@ -568,7 +580,8 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 		on_ready(m);
 		return 0;
 	case CONTROL_FAILED:
-		return error_set(err, -EBADMSG, "%s", msg->text[0] ? msg->text : "the worker failed");
+		return error_set(err, -EBADMSG, "%s",
+				 msg->text[0] ? msg->text : "the worker failed");
 	default:
 		return error_set(err, -EPROTO, "the worker sent a message of type %u", msg->type);
 	}
@@ -581,9 +594,11 @@ static int recv_control(struct model *m, struct control_msg *msg, int *ret_fd)
 		struct cmsghdr align;
 		char buf[CMSG_SPACE(sizeof(int))];
 	} control;
-	struct iovec iov = { msg, sizeof(*msg) };
-	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf,
-			     .msg_controllen = sizeof(control.buf) };
+	struct iovec iov = {msg, sizeof(*msg)};
+	struct msghdr mh = {.msg_iov = &iov,
+			    .msg_iovlen = 1,
+			    .msg_control = control.buf,
+			    .msg_controllen = sizeof(control.buf)};
 	struct cmsghdr *c;
 	ssize_t n = recvmsg(m->control, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
@@ -656,8 +671,8 @@ void model_on_pid(struct model *m, uint32_t generation)
 	m->deaths_in_row++;
 	m->load_deaths += m->state == DSD__STATE__STATE_LOADING;
 	if (status > 128)
-		snprintf(text, sizeof(text), "the worker was killed by signal %d (%s)", status - 128,
-			 sigabbrev_np(status - 128) ?: "?");
+		snprintf(text, sizeof(text), "the worker was killed by signal %d (%s)",
+			 status - 128, sigabbrev_np(status - 128) ?: "?");
 	else
 		snprintf(text, sizeof(text), "the worker left with status %d", status);
 	log_warning("model %s: %s", m->cfg.name, text);

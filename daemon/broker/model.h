@@ -29,7 +29,7 @@ void model_start(struct model *m);
 
 const char *model_name(const struct model *m);
 Dsd__State model_state(const struct model *m);
-const char *model_reason(const struct model *m);      /* why DEGRADED */
+const char *model_reason(const struct model *m);        /* why DEGRADED */
 const struct image *model_image(const struct model *m); /* NULL before the first load */
 struct vocab *model_vocab(const struct model *m);
 struct sched *model_sched(const struct model *m);

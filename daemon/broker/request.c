@@ -31,7 +31,8 @@ struct request *request_new(struct conn *c, uint64_t id, const char *model_name,
 		snprintf(text, sizeof(text), "no model \"%.255s\": dsctl models lists them",
 			 model_name ?: "");
 		conn_send_error(c, id,
-				s->n_models ? DSD__CODE__CODE_NOT_FOUND : DSD__CODE__CODE_MODEL_INVALID,
+				s->n_models ? DSD__CODE__CODE_NOT_FOUND
+					    : DSD__CODE__CODE_MODEL_INVALID,
 				s->n_models ? text : "the daemon has no model", 0);
 		s->count.failed++;
 		return NULL;
@@ -51,8 +52,8 @@ struct request *request_new(struct conn *c, uint64_t id, const char *model_name,
 	if (i < 0) {
 		quota_uncharge(s->quota, c->uid, QUOTA_REQUESTS, 1);
 		free(r);
-		conn_send_error(c, id, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory",
-				1000);
+		conn_send_error(c, id, DSD__CODE__CODE_RESOURCE_EXHAUSTED,
+				"the daemon is out of memory", 1000);
 		s->count.failed++;
 		return NULL;
 	}
@@ -64,6 +65,7 @@ struct request *request_new(struct conn *c, uint64_t id, const char *model_name,
 	r->model = m;
 	r->ready = ready;
 	r->arrived_usec = io_now_usec(s->io);
+	r->deadline_usec = UINT64_MAX;
 	r->next = c->requests;
 	if (r->next)
 		r->next->prev = r;
@@ -154,6 +156,21 @@ int request_set_text(struct request *r, const ProtobufCBinaryData *text, bool pa
 	return 0;
 }
 
+int request_set_suffix(struct request *r, const ProtobufCBinaryData *suffix)
+{
+	uint8_t *p = realloc(r->input.text, r->input.n_text + suffix->len + 1);
+
+	if (!p)
+		return -ENOMEM;
+	if (suffix->len)
+		memcpy(p + r->input.n_text, suffix->data, suffix->len);
+	r->input.text = p;
+	r->input.n_prefix = r->input.n_text;
+	r->input.n_text += suffix->len;
+	r->input.has_suffix = true;
+	return 0;
+}
+
 int request_set_chat(struct request *r, const Dsd__Chat *chat)
 {
 	static const uint8_t roles[] = {
@@ -197,11 +214,37 @@ static int encode_chat(const struct vocab *v, struct request_input *in, struct e
 	if (!messages)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < in->n_messages; i++) {
-		messages[i] = (struct message){ in->messages[i].role, text, in->messages[i].n };
+		messages[i] = (struct message){in->messages[i].role, text, in->messages[i].n};
 		text += in->messages[i].n;
 	}
-	return template_render(v, NULL, messages, in->n_messages, TEMPLATE_GENERATION_PROMPT, &in->ids,
-			       err);
+	return template_render(v, NULL, messages, in->n_messages,
+			       in->is_open ? 0 : TEMPLATE_GENERATION_PROMPT, &in->ids, err);
+}
+
+/* begin, prefix, hole, suffix, end: MODEL.md §8.4. The model goes on with what fills the hole. */
+static int encode_fim(const struct vocab *v, struct request_input *in, struct error *err)
+{
+	const struct image_header *h = vocab_image(v)->h;
+	struct ids *ids = &in->ids;
+	unsigned flags = in->encode_flags & ~ENCODE_BOS;
+	int r = 0;
+
+	if (h->fim_begin == IMAGE_NONE || h->fim_hole == IMAGE_NONE || h->fim_end == IMAGE_NONE)
+		return error_set(
+			err, -EOPNOTSUPP,
+			"generate.suffix: this model has no tokens for filling in the middle");
+	if ((in->encode_flags & ENCODE_BOS) && h->add_bos)
+		r = ids_push(ids, h->bos);
+	if (r == 0)
+		r = ids_push(ids, h->fim_begin);
+	if (r == 0)
+		r = encode_text(v, NULL, in->text, in->n_prefix, flags, ids, err);
+	if (r == 0)
+		r = ids_push(ids, h->fim_hole);
+	if (r == 0)
+		r = encode_text(v, NULL, in->text + in->n_prefix, in->n_text - in->n_prefix, flags,
+				ids, err);
+	return r < 0 ? r : ids_push(ids, h->fim_end);
 }
 
 /* Any thread; the request stays where it is until request_on_encoded(). */
@@ -215,13 +258,16 @@ static void encode(void *arg)
 		r->encode_result = 0;
 	} else if (in->is_chat) {
 		r->encode_result = encode_chat(r->vocab, in, &r->encode_error);
+	} else if (in->has_suffix) {
+		r->encode_result = encode_fim(r->vocab, in, &r->encode_error);
 	} else {
 		r->encode_result = 0;
 		if (in->force_bos && !(in->encode_flags & ENCODE_BOS) && h->bos != IMAGE_NONE)
 			r->encode_result = ids_push(&in->ids, h->bos);
 		if (r->encode_result == 0)
-			r->encode_result = encode_text(r->vocab, NULL, in->text, in->n_text,
-						       in->encode_flags, &in->ids, &r->encode_error);
+			r->encode_result =
+				encode_text(r->vocab, NULL, in->text, in->n_text, in->encode_flags,
+					    &in->ids, &r->encode_error);
 	}
 }
 
@@ -240,8 +286,8 @@ static Dsd__Code code_of(int r)
 static void encoded(struct request *r)
 {
 	if (r->encode_result < 0)
-		request_fail(r, code_of(r->encode_result), error_text(&r->encode_error, r->encode_result),
-			     0);
+		request_fail(r, code_of(r->encode_result),
+			     error_text(&r->encode_error, r->encode_result), 0);
 	else if (model_state(r->model) != DSD__STATE__STATE_READY)
 		/* It went away in between; what it answers to others holds here too. */
 		request_fail(r, DSD__CODE__CODE_RETRYABLE, "the model went away meanwhile", 1000);
@@ -285,6 +331,19 @@ void request_start(struct request *r)
 	}
 	encode(r);
 	encoded(r);
+}
+
+uint64_t request_on_tick(struct request *r, uint64_t now)
+{
+	struct model *m = r->model;
+
+	if (!r->conn || r->deadline_usec == UINT64_MAX)
+		return UINT64_MAX;
+	if (now < r->deadline_usec)
+		return r->deadline_usec;
+	request_fail(r, DSD__CODE__CODE_DEADLINE_EXCEEDED, "the request's deadline has passed", 0);
+	model_kick(m);
+	return UINT64_MAX;
 }
 
 struct request *request_find(const struct conn *c, uint64_t id)

@@ -28,11 +28,14 @@ struct request_input {
 	struct {
 		uint8_t role; /* enum message_role */
 		uint32_t n;
-	} *messages;
+	} * messages;
 	uint32_t n_messages;
 	bool is_chat, is_ids;
 	unsigned encode_flags;
-	bool force_bos; /* Score: the begin token whatever the tokenizer's rule */
+	bool force_bos;  /* Score: the begin token whatever the tokenizer's rule */
+	bool is_open;    /* chat: without what begins the assistant's answer */
+	bool has_suffix; /* fill in the middle: text is prefix and suffix, one after the other */
+	size_t n_prefix;
 	struct ids ids; /* given, or the result */
 };
 
@@ -55,8 +58,8 @@ struct request {
 	struct conn *conn; /* NULL: the client no longer wants it, an encoding still runs */
 	struct request *prev, *next; /* of the connection */
 	struct request *next_parked; /* of the model, while it loads */
-	uint64_t id;           /* the client's */
-	uint64_t number;       /* the daemon's */
+	uint64_t id;                 /* the client's */
+	uint64_t number;             /* the daemon's */
 	uint32_t index, generation;
 	struct server *server;
 	struct model *model;
@@ -78,12 +81,14 @@ struct request {
 	uint32_t max_tokens, n_prompt, n_cached;
 	enum seq_priority priority;
 	bool reuse_generated;
-	bool want_logprobs, skip_special;
+	bool want_logprobs, echo, skip_special;
+	uint64_t deadline_usec; /* UINT64_MAX: none */
 	struct stop_string stops[STOP_STRINGS_MAX];
 	uint8_t *stop_text; /* behind stops[] */
 	uint32_t n_stops;
 	uint64_t arrived_usec, started_usec, first_token_usec;
 	struct score *score; /* score.c */
+	char publish[SCHED_PUBLISHED_NAME_MAX];
 	struct ids resume_ids;
 	uint8_t resume_digest[32];
 	bool is_resume;
@@ -98,6 +103,8 @@ struct request *request_new(struct conn *c, uint64_t id, const char *model,
 			    void (*ready)(struct request *r));
 /** request_set_text() - copy a text in; -ENOMEM. */
 int request_set_text(struct request *r, const ProtobufCBinaryData *text, bool parse_special);
+/** request_set_suffix() - after request_set_text(): what comes behind the gap; -ENOMEM. */
+int request_set_suffix(struct request *r, const ProtobufCBinaryData *suffix);
 int request_set_chat(struct request *r, const Dsd__Chat *chat);
 int request_set_ids(struct request *r, const Dsd__Ids *ids);
 /** request_start() - encode, wait for the model if it loads, then call ready(). */
@@ -113,6 +120,9 @@ void request_fail(struct request *r, Dsd__Code code, const char *text, uint32_t 
 void request_cancel(struct request *r);
 /** request_end() - the last frame was sent. Frees @r. */
 void request_end(struct request *r);
+
+/** request_on_tick() - the deadline. Return: when it is due, UINT64_MAX: never. May free @r. */
+uint64_t request_on_tick(struct request *r, uint64_t now);
 
 struct request *request_find(const struct conn *c, uint64_t id);
 void request_pause_all(struct conn *c, bool paused);

@@ -10,31 +10,50 @@
 
 enum when { BEFORE_HELLO, AFTER_HELLO };
 
-static const struct rpc_method {
+struct rpc_method {
 	rpc_handler handle;
 	enum when when;
 	bool is_request; /* takes an id until it ends */
-} rpc_methods[] = {
-	[DSD__CLIENT_FRAME__MSG_HELLO] = { rpc_hello, BEFORE_HELLO },
-	[DSD__CLIENT_FRAME__MSG_GENERATE] = { rpc_generate, AFTER_HELLO, true },
-	[DSD__CLIENT_FRAME__MSG_SCORE] = { rpc_score, AFTER_HELLO, true },
-	[DSD__CLIENT_FRAME__MSG_TOKENIZE] = { rpc_tokenize, AFTER_HELLO, true },
-	[DSD__CLIENT_FRAME__MSG_DETOKENIZE] = { rpc_detokenize, AFTER_HELLO, true },
-	[DSD__CLIENT_FRAME__MSG_CANCEL] = { rpc_cancel, AFTER_HELLO },
-	[DSD__CLIENT_FRAME__MSG_MODELS] = { rpc_models, AFTER_HELLO },
-	[DSD__CLIENT_FRAME__MSG_STATS] = { rpc_stats, AFTER_HELLO },
 };
+
+static const struct rpc_method user_methods[] = {
+	[DSD__CLIENT_FRAME__MSG_HELLO] = {rpc_hello, BEFORE_HELLO},
+	[DSD__CLIENT_FRAME__MSG_GENERATE] = {rpc_generate, AFTER_HELLO, true},
+	[DSD__CLIENT_FRAME__MSG_SCORE] = {rpc_score, AFTER_HELLO, true},
+	[DSD__CLIENT_FRAME__MSG_TOKENIZE] = {rpc_tokenize, AFTER_HELLO, true},
+	[DSD__CLIENT_FRAME__MSG_DETOKENIZE] = {rpc_detokenize, AFTER_HELLO, true},
+	[DSD__CLIENT_FRAME__MSG_CANCEL] = {rpc_cancel, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_MODELS] = {rpc_models, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_STATS] = {rpc_stats, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_LIST] = {rpc_list, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_CANCEL_REQUEST] = {rpc_cancel_request, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_EVICT] = {},
+};
+
+static const struct rpc_method admin_methods[] = {
+	[DSD__CLIENT_FRAME__MSG_HELLO] = {rpc_hello, BEFORE_HELLO},
+	[DSD__CLIENT_FRAME__MSG_CANCEL] = {rpc_cancel, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_MODELS] = {rpc_models, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_STATS] = {rpc_stats, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_LIST] = {rpc_list, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_CANCEL_REQUEST] = {rpc_cancel_request, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_PUBLISH] = {rpc_publish, AFTER_HELLO, true},
+	[DSD__CLIENT_FRAME__MSG_UNPUBLISH] = {rpc_unpublish, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_EVICT] = {rpc_evict, AFTER_HELLO},
+};
+_Static_assert(N_ELEMENTS(user_methods) == N_ELEMENTS(admin_methods), "one length for both");
 
 void rpc_dispatch(struct conn *c, const Dsd__ClientFrame *frame)
 {
 	const struct rpc_method *m = NULL;
 	char text[96];
 
-	if ((size_t)frame->msg_case < N_ELEMENTS(rpc_methods))
-		m = &rpc_methods[frame->msg_case];
+	if ((size_t)frame->msg_case < N_ELEMENTS(user_methods))
+		m = &(c->admin ? admin_methods : user_methods)[frame->msg_case];
 	if (!m || !m->handle) {
 		conn_send_error(c, frame->id, DSD__CODE__CODE_UNIMPLEMENTED,
-				"the frame holds no message that this daemon knows", 0);
+				"the frame holds no message that this daemon knows on this socket",
+				0);
 		return;
 	}
 	if (m->when == BEFORE_HELLO && c->hello) {
@@ -48,15 +67,17 @@ void rpc_dispatch(struct conn *c, const Dsd__ClientFrame *frame)
 	if (m->is_request) {
 		c->server->count.requests++;
 		if (request_find(c, frame->id)) {
-			snprintf(text, sizeof(text), "request %llu is still running: want another id",
+			snprintf(text, sizeof(text),
+				 "request %llu is still running: want another id",
 				 (unsigned long long)frame->id);
 			conn_fail(c, DSD__CODE__CODE_INVALID_ARGUMENT, text);
 			return;
 		}
 		if (c->n_requests >= CONN_REQUESTS) {
-			snprintf(text, sizeof(text), "%u requests run on this connection: want fewer",
-				 c->n_requests);
-			conn_send_error(c, frame->id, DSD__CODE__CODE_RESOURCE_EXHAUSTED, text, 1000);
+			snprintf(text, sizeof(text),
+				 "%u requests run on this connection: want fewer", c->n_requests);
+			conn_send_error(c, frame->id, DSD__CODE__CODE_RESOURCE_EXHAUSTED, text,
+					1000);
 			return;
 		}
 	}

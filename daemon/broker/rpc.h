@@ -9,11 +9,16 @@ void rpc_dispatch(struct conn *c, const Dsd__ClientFrame *frame);
 
 /* Handlers; each answers or starts a request that will. The frame dies when they return. */
 typedef void (*rpc_handler)(struct conn *c, const Dsd__ClientFrame *frame);
-void rpc_hello(struct conn *c, const Dsd__ClientFrame *frame);      /* info.c */
-void rpc_models(struct conn *c, const Dsd__ClientFrame *frame);     /* info.c */
-void rpc_stats(struct conn *c, const Dsd__ClientFrame *frame);      /* info.c */
-void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame);   /* generate.c */
-void rpc_score(struct conn *c, const Dsd__ClientFrame *frame);      /* score.c */
-void rpc_tokenize(struct conn *c, const Dsd__ClientFrame *frame);   /* tokenize.c */
-void rpc_detokenize(struct conn *c, const Dsd__ClientFrame *frame); /* tokenize.c */
-void rpc_cancel(struct conn *c, const Dsd__ClientFrame *frame);     /* request.c */
+void rpc_hello(struct conn *c, const Dsd__ClientFrame *frame);          /* info.c */
+void rpc_models(struct conn *c, const Dsd__ClientFrame *frame);         /* info.c */
+void rpc_stats(struct conn *c, const Dsd__ClientFrame *frame);          /* info.c */
+void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame);       /* generate.c */
+void rpc_score(struct conn *c, const Dsd__ClientFrame *frame);          /* score.c */
+void rpc_tokenize(struct conn *c, const Dsd__ClientFrame *frame);       /* tokenize.c */
+void rpc_detokenize(struct conn *c, const Dsd__ClientFrame *frame);     /* tokenize.c */
+void rpc_cancel(struct conn *c, const Dsd__ClientFrame *frame);         /* request.c */
+void rpc_list(struct conn *c, const Dsd__ClientFrame *frame);           /* list.c */
+void rpc_cancel_request(struct conn *c, const Dsd__ClientFrame *frame); /* list.c */
+void rpc_publish(struct conn *c, const Dsd__ClientFrame *frame);        /* publish.c */
+void rpc_unpublish(struct conn *c, const Dsd__ClientFrame *frame);      /* publish.c */
+void rpc_evict(struct conn *c, const Dsd__ClientFrame *frame);          /* publish.c */

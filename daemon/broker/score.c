@@ -65,15 +65,15 @@ static void on_end(void *ctx, enum seq_end why)
 		send_part(r, true);
 		request_end(r);
 	} else if (why == SEQ_END_NUMBERS) {
-		request_fail(r, DSD__CODE__CODE_MODEL_FAULT, "the model computed numbers that are none",
-			     0);
+		request_fail(r, DSD__CODE__CODE_MODEL_FAULT,
+			     "the model computed numbers that are none", 0);
 	} else {
 		request_fail(r, DSD__CODE__CODE_RETRYABLE,
 			     "the model's worker went away in the middle of this request", 1000);
 	}
 }
 
-static const struct seq_ops score_ops = { .prompt = on_prompt, .end = on_end };
+static const struct seq_ops score_ops = {.prompt = on_prompt, .end = on_end};
 
 static void score_ready(struct request *r)
 {
@@ -86,6 +86,7 @@ static void score_ready(struct request *r)
 		.ids = r->input.ids.id,
 		.n_ids = (uint32_t)MIN(r->input.ids.n, (size_t)UINT32_MAX),
 		.params = r->params,
+		.prompt_logprobs = true,
 	};
 	int s = 0;
 
@@ -93,14 +94,16 @@ static void score_ready(struct request *r)
 	if (cfg.n_ids == 0)
 		s = error_set(&err, -EINVAL, "the text has no tokens: want at least one");
 	else if (cfg.n_ids > room)
-		s = error_set(&err, -EINVAL, "the text has %u tokens: want at most %u", cfg.n_ids, room);
+		s = error_set(&err, -EINVAL, "the text has %u tokens: want at most %u", cfg.n_ids,
+			      room);
 	r->n_choices = 1;
 	r->choices[0].request = r;
 	if (s == 0)
 		s = sched_submit(model_sched(r->model), &cfg, &r->choices[0].seq, &err);
 	if (s < 0) {
-		request_fail(r, s == -EAGAIN || s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED :
-							      DSD__CODE__CODE_INVALID_ARGUMENT,
+		request_fail(r,
+			     s == -EAGAIN || s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
+							  : DSD__CODE__CODE_INVALID_ARGUMENT,
 			     error_text(&err, s), s == -EAGAIN ? 1000 : 0);
 		return;
 	}
@@ -123,7 +126,7 @@ void rpc_score(struct conn *c, const Dsd__ClientFrame *frame)
 	if (!r)
 		return;
 	r->release = score_release;
-	r->params = (struct channel_params){ .top_p = 1, .repetition_penalty = 1 };
+	r->params = (struct channel_params){.top_p = 1, .repetition_penalty = 1};
 	r->params.n_top = q->has_logprobs ? q->logprobs : 0;
 	r->score = io_alloc(c->server->io, sizeof(*r->score));
 	s = r->score ? 0 : -ENOMEM;
@@ -141,8 +144,9 @@ void rpc_score(struct conn *c, const Dsd__ClientFrame *frame)
 			why = "score.prompt: got nothing, want text or ids";
 		}
 	if (s < 0)
-		request_fail(r, s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED :
-					       DSD__CODE__CODE_INVALID_ARGUMENT,
+		request_fail(r,
+			     s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
+					  : DSD__CODE__CODE_INVALID_ARGUMENT,
 			     why, 0);
 	else
 		request_start(r);

@@ -184,7 +184,7 @@ void server_done(struct server *s)
 	for (uint32_t i = 0; i < s->n_models; i++)
 		model_free(s->models[i]);
 	for (uint32_t i = 0; i < s->n_listeners; i++)
-		fd_close(s->listeners[i]);
+		fd_close(s->listeners[i].fd);
 	fd_close(s->signal_fd);
 	quota_free(s->quota);
 	table_done(&s->conns);
@@ -192,20 +192,22 @@ void server_done(struct server *s)
 	explicit_bzero(s->key, sizeof(s->key));
 }
 
-int server_listen(struct server *s, int fd, struct error *err)
+int server_listen(struct server *s, int fd, bool admin, struct error *err)
 {
 	int r;
 
 	if (s->n_listeners == SERVER_LISTENERS_MAX) {
 		close(fd);
-		return error_set(err, -E2BIG, "more than %u listening sockets", SERVER_LISTENERS_MAX);
+		return error_set(err, -E2BIG, "more than %u listening sockets",
+				 SERVER_LISTENERS_MAX);
 	}
 	r = io_accept(s->io, fd, tag_make(TAG_LISTEN, s->n_listeners, 0));
 	if (r < 0) {
 		close(fd);
 		return error_set(err, r, "accepting connections: %m");
 	}
-	s->listeners[s->n_listeners++] = fd;
+	s->listeners[s->n_listeners].fd = fd;
+	s->listeners[s->n_listeners++].admin = admin;
 	return 0;
 }
 
@@ -230,11 +232,11 @@ static int watch_signals(struct server *s, struct error *err)
 static void on_accept(struct server *s, const struct io_event *ev)
 {
 	if (ev->res >= 0)
-		conn_accept(s, ev->res);
+		conn_accept(s, ev->res, s->listeners[tag_index(ev->tag)].admin);
 	else if (ev->res != -ECONNABORTED)
 		log_warning("accept: %s", strerror(-ev->res));
 	if (ev->last && !s->stopping &&
-	    io_accept(s->io, s->listeners[tag_index(ev->tag)], ev->tag) < 0)
+	    io_accept(s->io, s->listeners[tag_index(ev->tag)].fd, ev->tag) < 0)
 		log_error("the socket is not served any more: out of operations");
 }
 
@@ -293,6 +295,9 @@ static void on_tick(struct server *s, uint64_t now)
 	for (uint32_t i = 0; i < s->conns.n_alloc; i++)
 		if (s->conns.items[i])
 			server_wake_at(s, conn_on_tick(s->conns.items[i], now));
+	for (uint32_t i = 0; i < s->requests.n_alloc; i++)
+		if (s->requests.items[i])
+			server_wake_at(s, request_on_tick(s->requests.items[i], now));
 	for (uint32_t i = 0; i < s->n_models; i++)
 		server_wake_at(s, model_on_tick(s->models[i], now));
 }

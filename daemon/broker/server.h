@@ -20,8 +20,16 @@ struct request;
 
 /* Whose event it is: a tag is class, index and generation, so that an answer to something that is
  * gone finds nobody. */
-enum tag_class { TAG_LISTEN = 1, TAG_CONN_RECV, TAG_CONN_SEND, TAG_REQUEST, TAG_WORKER_PID,
-		 TAG_WORKER_CONTROL, TAG_WORKER_RESULT, TAG_SIGNAL };
+enum tag_class {
+	TAG_LISTEN = 1,
+	TAG_CONN_RECV,
+	TAG_CONN_SEND,
+	TAG_REQUEST,
+	TAG_WORKER_PID,
+	TAG_WORKER_CONTROL,
+	TAG_WORKER_RESULT,
+	TAG_SIGNAL
+};
 
 static inline uint64_t tag_make(enum tag_class c, uint32_t index, uint32_t generation)
 {
@@ -65,12 +73,15 @@ struct server {
 	uint64_t started_usec;
 	struct server_counters count;
 
-	int listeners[SERVER_LISTENERS_MAX];
+	struct {
+		int fd;
+		bool admin; /* its connections speak the administrative table */
+	} listeners[SERVER_LISTENERS_MAX];
 	uint32_t n_listeners;
 	int signal_fd;
 	struct table conns, requests;
 	struct conn *doomed;
-	uint64_t wake_usec; /* earliest deadline of anything; UINT64_MAX: none */
+	uint64_t wake_usec;  /* earliest deadline of anything; UINT64_MAX: none */
 	uint64_t n_requests; /* numbers for the log */
 
 	struct model *models[CONFIG_MODELS_MAX];
@@ -84,7 +95,7 @@ int server_init(struct server *s, struct io *io, const struct config *cfg, const
 		bool fake_worker, struct error *err);
 void server_done(struct server *s);
 /** server_listen() - serve a listening socket; the descriptor becomes the server's. */
-int server_listen(struct server *s, int fd, struct error *err);
+int server_listen(struct server *s, int fd, bool admin, struct error *err);
 /** server_run() - the loop, until SIGTERM or SIGINT. Return: 0 or -errno. */
 int server_run(struct server *s, struct error *err);
 

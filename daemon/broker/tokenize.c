@@ -57,8 +57,9 @@ void rpc_tokenize(struct conn *c, const Dsd__ClientFrame *frame)
 		why = "tokenize.input: got nothing, want text or chat";
 	}
 	if (s < 0)
-		request_fail(r, s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED :
-					       DSD__CODE__CODE_INVALID_ARGUMENT,
+		request_fail(r,
+			     s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
+					  : DSD__CODE__CODE_INVALID_ARGUMENT,
 			     why, 0);
 	else
 		request_start(r);
@@ -91,11 +92,13 @@ static void detokenize_ready(struct request *r)
 	struct error err = {};
 	struct conn *c = r->conn;
 	uint64_t id = r->id;
-	int s = decode_bytes(r->vocab, r->input.ids.id, r->input.ids.n, r->skip_special, &text, &err);
+	int s = decode_bytes(r->vocab, r->input.ids.id, r->input.ids.n, r->skip_special, &text,
+			     &err);
 
 	if (s < 0) {
-		request_fail(r, s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED :
-					       DSD__CODE__CODE_INVALID_ARGUMENT,
+		request_fail(r,
+			     s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
+					  : DSD__CODE__CODE_INVALID_ARGUMENT,
 			     error_text(&err, s), 0);
 	} else {
 		request_end(r);
@@ -114,7 +117,8 @@ void rpc_detokenize(struct conn *c, const Dsd__ClientFrame *frame)
 		return;
 	r->skip_special = d->has_skip_special && d->skip_special;
 	if (request_set_ids(r, d->ids ?: &none) < 0)
-		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory", 0);
+		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory",
+			     0);
 	else
 		request_start(r);
 }

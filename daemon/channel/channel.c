@@ -42,7 +42,7 @@ int channel_new(struct channel **ret, struct io *io, uint32_t n_slots, uint32_t 
 
 	if (!c)
 		return -ENOMEM;
-	*c = (struct channel){ .io = io, .fd = -EBADF, .step_event = -EBADF, .result_event = -EBADF };
+	*c = (struct channel){.io = io, .fd = -EBADF, .step_event = -EBADF, .result_event = -EBADF};
 	r = channel_shape_init(&c->shape, n_slots, max_rows, max_tokens, err);
 	if (r < 0)
 		return r;
@@ -167,7 +167,7 @@ uint64_t channel_post_step(struct channel *c, uint32_t n_rows)
 	for (uint32_t k = 0; k < n_rows; k++)
 		if (c->rows[k].flags)
 			asked[c->rows_of[i]++] =
-				(struct asked){ c->rows[k].slot, c->rows[k].position };
+				(struct asked){c->rows[k].slot, c->rows[k].position};
 	memcpy(channel_step_rows(step), c->rows, n_rows * sizeof(*c->rows));
 	c->n_posted++;
 	atomic_store_explicit(&h->steps.tail, c->n_posted, memory_order_release);
@@ -192,7 +192,8 @@ static int check_rows(const struct channel *c, uint32_t n, uint32_t n_vocab, str
 		const struct channel_result_row *row = &c->copy[i];
 
 		if (row->slot != asked[i].slot || row->position != asked[i].position ||
-		    row->token >= n_vocab || row->n_top > CHANNEL_TOP_MAX || !logprob_ok(row->logprob))
+		    (row->token >= n_vocab && (row->token != CHANNEL_NO_TOKEN || row->n_top)) ||
+		    row->n_top > CHANNEL_TOP_MAX || !logprob_ok(row->logprob))
 			return error_set(err, -EBADMSG,
 					 "the worker answered with slot %u, position %u, token %u",
 					 row->slot, row->position, row->token);
@@ -225,10 +226,11 @@ int channel_take_result(struct channel *c, uint32_t n_vocab, struct channel_repl
 	if (res.seq != c->seq_of[i] || res.status >= _CHANNEL_STATUS_MAX ||
 	    res.n_rows > c->shape.max_rows ||
 	    (res.status == CHANNEL_OK && res.n_rows != c->rows_of[i]))
-		return error_set(err, -EBADMSG,
-				 "the worker answered step %llu, status %u, %u rows; want step %llu, %u rows",
-				 (unsigned long long)res.seq, res.status, res.n_rows,
-				 (unsigned long long)c->seq_of[i], c->rows_of[i]);
+		return error_set(
+			err, -EBADMSG,
+			"the worker answered step %llu, status %u, %u rows; want step %llu, %u rows",
+			(unsigned long long)res.seq, res.status, res.n_rows,
+			(unsigned long long)c->seq_of[i], c->rows_of[i]);
 	if (res.status != CHANNEL_OK)
 		res.n_rows = 0;
 	memcpy(c->copy, channel_result_rows(shared), res.n_rows * sizeof(*c->copy));

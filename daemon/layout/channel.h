@@ -17,26 +17,26 @@
 
 struct error;
 
-#define CHANNEL_MAGIC      "dsdchan1"
-#define CHANNEL_DEPTH      4u    /* steps in flight at the most; the scheduler keeps two */
-#define CHANNEL_SLOTS_MAX  256u
-#define CHANNEL_ROWS_MAX   8192u /* rows of one step */
-#define CHANNEL_TOP_MAX    20u   /* alternatives of one logprob */
-#define CHANNEL_BIAS_MAX   300u
+#define CHANNEL_MAGIC        "dsdchan1"
+#define CHANNEL_DEPTH        4u /* steps in flight at the most; the scheduler keeps two */
+#define CHANNEL_SLOTS_MAX    256u
+#define CHANNEL_ROWS_MAX     8192u /* rows of one step */
+#define CHANNEL_TOP_MAX      20u   /* alternatives of one logprob */
+#define CHANNEL_BIAS_MAX     300u
 #define CHANNEL_STOP_IDS_MAX 64u
 
 /* Parameters of one choice, as the request resolved them (never "absent" here). */
 struct channel_params {
 	uint64_t seed;
-	uint32_t choice;      /* which of n; part of the random key */
-	uint32_t n_prompt;    /* rows below it are prompt rows */
-	float temperature;    /* 0: greedy */
-	float top_p, min_p;   /* 1 and 0: off */
-	uint32_t top_k;       /* 0: off */
-	uint32_t n_top;       /* alternatives wanted in results, <= CHANNEL_TOP_MAX */
+	uint32_t choice;    /* which of n; part of the random key */
+	uint32_t n_prompt;  /* rows below it are prompt rows */
+	float temperature;  /* 0: greedy */
+	float top_p, min_p; /* 1 and 0: off */
+	uint32_t top_k;     /* 0: off */
+	uint32_t n_top;     /* alternatives wanted in results, <= CHANNEL_TOP_MAX */
 	float repetition_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0: off */
 	uint32_t min_tokens;
-	uint32_t ignore_eos;  /* bool: end tokens cannot be sampled */
+	uint32_t ignore_eos; /* bool: end tokens cannot be sampled */
 	uint32_t n_bias;
 	struct {
 		uint32_t id;
@@ -49,11 +49,15 @@ struct channel_params {
 struct channel_slot {
 	_Atomic uint64_t generation; /* odd while the broker writes params */
 	uint32_t n_pages;
-	uint32_t n_ids;     /* ids known so far: prompt and generated */
-	uint8_t domain[16]; /* for the fake worker's page check; no secret (a keyed MAC) */
+	uint32_t n_ids; /* ids known so far: prompt and generated */
+	/* For the fake worker's page check; no secrets (keyed MACs): whose the pages are, and whose
+	 * those of the first n_shared positions, which an administrator published. */
+	uint8_t domain[16], shared_domain[16];
+	uint32_t n_shared, _pad;
 	struct channel_params params;
 };
 
+#define CHANNEL_NO_TOKEN UINT32_MAX /* result: the row's logits were no numbers */
 #define CHANNEL_FROM_LAST_SAMPLE UINT32_MAX /* row's token is what this slot sampled last */
 
 enum channel_path { CHANNEL_PROMPT, CHANNEL_GENERATED };
@@ -85,8 +89,8 @@ struct channel_top {
 /* One for each row with flags, in row order. */
 struct channel_result_row {
 	uint32_t slot, position;
-	uint32_t token;   /* sampled, or (prompt logprob) the given one */
-	float logprob;    /* natural logarithm, of the unmodified distribution */
+	uint32_t token; /* sampled, or (prompt logprob) the given one, or CHANNEL_NO_TOKEN */
+	float logprob;  /* natural logarithm, of the unmodified distribution */
 	uint32_t n_top;
 	uint32_t _pad;
 	struct channel_top top[CHANNEL_TOP_MAX];
@@ -95,7 +99,6 @@ struct channel_result_row {
 enum channel_status {
 	CHANNEL_OK,
 	CHANNEL_BAD_STEP, /* the step contradicts the slots: a broker bug */
-	CHANNEL_NUMBERS,  /* logits were not finite */
 	_CHANNEL_STATUS_MAX
 };
 
@@ -104,12 +107,12 @@ struct channel_result {
 	uint32_t status;
 	uint32_t n_rows;
 	uint64_t usec; /* the worker's time on this step */
-	/* struct channel_result_row rows[max_rows] */
+		       /* struct channel_result_row rows[max_rows] */
 };
 
 struct channel_ring {
-	_Atomic uint32_t tail __attribute__((aligned(64))); /* producer */
-	_Atomic uint32_t head __attribute__((aligned(64))); /* consumer */
+	_Atomic uint32_t tail __attribute__((aligned(64)));   /* producer */
+	_Atomic uint32_t head __attribute__((aligned(64)));   /* consumer */
 	_Atomic uint32_t asleep __attribute__((aligned(64))); /* consumer waits on its eventfd */
 };
 
@@ -135,7 +138,8 @@ int channel_shape_init(struct channel_shape *s, uint32_t n_slots, uint32_t max_r
 		       uint32_t max_tokens, struct error *err);
 
 /* Accessors; @slot < n_slots and @i is taken modulo CHANNEL_DEPTH. */
-static inline struct channel_slot *channel_slot(void *base, const struct channel_shape *s, uint32_t slot)
+static inline struct channel_slot *channel_slot(void *base, const struct channel_shape *s,
+						uint32_t slot)
 {
 	return (struct channel_slot *)((uint8_t *)base + s->slot_offset + slot * s->slot_stride);
 }
@@ -147,7 +151,8 @@ static inline uint32_t *channel_slot_ids(struct channel_slot *slot, const struct
 {
 	return channel_slot_pages(slot) + s->max_pages;
 }
-static inline struct channel_step *channel_step(void *base, const struct channel_shape *s, uint32_t i)
+static inline struct channel_step *channel_step(void *base, const struct channel_shape *s,
+						uint32_t i)
 {
 	return (struct channel_step *)((uint8_t *)base + s->step_offset +
 				       (i % CHANNEL_DEPTH) * s->step_stride);
@@ -156,7 +161,8 @@ static inline struct channel_row *channel_step_rows(struct channel_step *step)
 {
 	return (struct channel_row *)(step + 1);
 }
-static inline struct channel_result *channel_result(void *base, const struct channel_shape *s, uint32_t i)
+static inline struct channel_result *channel_result(void *base, const struct channel_shape *s,
+						    uint32_t i)
 {
 	return (struct channel_result *)((uint8_t *)base + s->result_offset +
 					 (i % CHANNEL_DEPTH) * s->result_stride);
@@ -191,16 +197,22 @@ enum control_type {
 #define CONTROL_FDS_MAX  4u
 #define CONTROL_TEXT_MAX 480u
 
-enum control_weights { CONTROL_WEIGHTS_AUTO, CONTROL_WEIGHTS_F32, CONTROL_WEIGHTS_BF16, _CONTROL_WEIGHTS_MAX };
+enum control_weights {
+	CONTROL_WEIGHTS_AUTO,
+	CONTROL_WEIGHTS_F32,
+	CONTROL_WEIGHTS_BF16,
+	_CONTROL_WEIGHTS_MAX
+};
 
 struct control_msg {
-	uint32_t type; /* enum control_type */
-	uint32_t weights;       /* LOAD: enum control_weights */
-	uint32_t entry;         /* LOAD: enum page_entry, or _PAGE_ENTRY_MAX for what fits the weights */
-	uint32_t n_threads;     /* LOAD: 0 for as many as CPUs */
-	uint32_t cpu_mask;      /* LOAD: kernels' instruction sets allowed, UINT32_MAX for all */
-	uint32_t n_context;     /* LOAD: limit on the context, 0 for the model's own */
-	uint64_t done, total;   /* PROGRESS; CHANNEL: total = number of pages */
+	uint32_t type;    /* enum control_type */
+	uint32_t weights; /* LOAD: enum control_weights */
+	uint32_t entry;   /* LOAD: enum page_entry, or _PAGE_ENTRY_MAX for what fits the weights */
+	uint32_t n_threads;   /* LOAD: 0 for as many as CPUs */
+	uint32_t cpu_mask;    /* LOAD: kernels' instruction sets allowed, UINT32_MAX for all */
+	uint32_t n_context;   /* LOAD: limit on the context, 0 for the model's own */
+	uint64_t done, total; /* PROGRESS; CHANNEL: total = number of pages */
 	uint32_t n_slots, max_rows, max_tokens, _pad; /* CHANNEL: the shape */
-	char text[CONTROL_TEXT_MAX]; /* FILE: name; PROGRESS: stage; FAILED: the sentence; 0-terminated */
+	char text
+		[CONTROL_TEXT_MAX]; /* FILE: name; PROGRESS: stage; FAILED: the sentence; 0-terminated */
 };

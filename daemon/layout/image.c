@@ -19,16 +19,17 @@ static int check_section(const struct image_section *s, const char *name, size_t
 {
 	if (s->offset % 8 || s->offset < sizeof(struct image_header) || s->offset > n_bytes ||
 	    s->bytes > n_bytes - s->offset)
-		return error_set(err, -EINVAL, "image section %s: [%llu, +%llu) is not inside %zu bytes",
-				 name, (unsigned long long)s->offset, (unsigned long long)s->bytes,
-				 n_bytes);
+		return error_set(
+			err, -EINVAL, "image section %s: [%llu, +%llu) is not inside %zu bytes",
+			name, (unsigned long long)s->offset, (unsigned long long)s->bytes, n_bytes);
 	if (s->bytes != want_bytes)
 		return error_set(err, -EINVAL, "image section %s: %llu bytes, want %llu", name,
 				 (unsigned long long)s->bytes, (unsigned long long)want_bytes);
 	return 0;
 }
 
-static int check_range(const char *name, uint64_t got, uint64_t min, uint64_t max, struct error *err)
+static int check_range(const char *name, uint64_t got, uint64_t min, uint64_t max,
+		       struct error *err)
 {
 	if (got < min || got > max)
 		return error_set(err, -EINVAL, "image field %s: %llu, want %llu to %llu", name,
@@ -43,34 +44,38 @@ static int check_header(const struct image_header *h, size_t n_bytes, struct err
 		const char *name;
 		uint64_t got, min, max;
 	} ranges[] = {
-		{ "version", h->version, IMAGE_VERSION, IMAGE_VERSION },
-		{ "header_bytes", h->header_bytes, sizeof(*h), sizeof(*h) },
-		{ "total_bytes", h->total_bytes, n_bytes, n_bytes },
-		{ "n_vocab", h->n_vocab, 1, IMAGE_VOCAB_MAX },
-		{ "n_context", h->n_context, 1, IMAGE_CONTEXT_MAX },
-		{ "n_layers", h->n_layers, 1, IMAGE_LAYERS_MAX },
-		{ "n_heads", h->n_heads, 1, 4096 },
-		{ "hidden", h->hidden, 1, 1u << 20 },
-		{ "kv_lora_rank", h->kv_lora_rank, 1, 1u << 16 },
-		{ "qk_nope", h->qk_nope, 1, 1u << 16 },
-		{ "qk_rope", h->qk_rope, 1, 1u << 16 },
-		{ "v_head", h->v_head, 1, 1u << 16 },
-		{ "entry", h->entry, 0, _PAGE_ENTRY_MAX - 1 },
-		{ "splitter", h->splitter, 0, _IMAGE_SPLIT_MAX - 1 },
-		{ "renderer", h->renderer, 0, _IMAGE_RENDER_MAX - 1 },
-		{ "add_bos", h->add_bos, 0, 1 },
-		{ "n_eos", h->n_eos, 0, IMAGE_EOS_MAX },
-		{ "n_merges", h->n_merges, 0, IMAGE_MERGES_MAX },
-		{ "n_added", h->n_added, 0, IMAGE_ADDED_MAX },
+		{"version", h->version, IMAGE_VERSION, IMAGE_VERSION},
+		{"header_bytes", h->header_bytes, sizeof(*h), sizeof(*h)},
+		{"total_bytes", h->total_bytes, n_bytes, n_bytes},
+		{"n_vocab", h->n_vocab, 1, IMAGE_VOCAB_MAX},
+		{"n_context", h->n_context, 1, IMAGE_CONTEXT_MAX},
+		{"n_layers", h->n_layers, 1, IMAGE_LAYERS_MAX},
+		{"n_heads", h->n_heads, 1, 4096},
+		{"hidden", h->hidden, 1, 1u << 20},
+		{"kv_lora_rank", h->kv_lora_rank, 1, 1u << 16},
+		{"qk_nope", h->qk_nope, 1, 1u << 16},
+		{"qk_rope", h->qk_rope, 1, 1u << 16},
+		{"v_head", h->v_head, 1, 1u << 16},
+		{"entry", h->entry, 0, _PAGE_ENTRY_MAX - 1},
+		{"splitter", h->splitter, 0, _IMAGE_SPLIT_MAX - 1},
+		{"renderer", h->renderer, 0, _IMAGE_RENDER_MAX - 1},
+		{"add_bos", h->add_bos, 0, 1},
+		{"n_eos", h->n_eos, 0, IMAGE_EOS_MAX},
+		{"n_merges", h->n_merges, 0, IMAGE_MERGES_MAX},
+		{"n_added", h->n_added, 0, IMAGE_ADDED_MAX},
 	};
 	const struct {
 		const char *name;
 		uint32_t id;
 	} ids[] = {
-		{ "bos", h->bos },		 { "token_user", h->token_user },
-		{ "token_assistant", h->token_assistant }, { "fim_begin", h->fim_begin },
-		{ "fim_hole", h->fim_hole },	 { "fim_end", h->fim_end },
-		{ "think_begin", h->think_begin }, { "think_end", h->think_end },
+		{"bos", h->bos},
+		{"token_user", h->token_user},
+		{"token_assistant", h->token_assistant},
+		{"fim_begin", h->fim_begin},
+		{"fim_hole", h->fim_hole},
+		{"fim_end", h->fim_end},
+		{"think_begin", h->think_begin},
+		{"think_end", h->think_end},
 	};
 	int r;
 
@@ -81,12 +86,12 @@ static int check_header(const struct image_header *h, size_t n_bytes, struct err
 	}
 	for (size_t i = 0; i < N_ELEMENTS(ids); i++)
 		if (ids[i].id != IMAGE_NONE && ids[i].id >= h->n_vocab)
-			return error_set(err, -EINVAL, "image id %s: %u, want less than %u", ids[i].name,
-					 ids[i].id, h->n_vocab);
+			return error_set(err, -EINVAL, "image id %s: %u, want less than %u",
+					 ids[i].name, ids[i].id, h->n_vocab);
 	for (uint32_t i = 0; i < h->n_eos; i++)
 		if (h->eos[i] >= h->n_vocab)
-			return error_set(err, -EINVAL, "image end token %u: want less than %u", h->eos[i],
-					 h->n_vocab);
+			return error_set(err, -EINVAL, "image end token %u: want less than %u",
+					 h->eos[i], h->n_vocab);
 	if (h->add_bos && h->bos == IMAGE_NONE)
 		return error_set(err, -EINVAL, "image wants a begin token and names none");
 	if (h->renderer == IMAGE_RENDER_V3 &&
@@ -123,11 +128,13 @@ static int check_vocab(const struct image *im, struct error *err)
 		uint32_t n;
 
 		if (im->added[i] >= h->n_vocab)
-			return error_set(err, -EINVAL, "image added token %u is id %u, want less than %u",
-					 i, im->added[i], h->n_vocab);
+			return error_set(err, -EINVAL,
+					 "image added token %u is id %u, want less than %u", i,
+					 im->added[i], h->n_vocab);
 		image_token(im, im->added[i], &n);
 		if (n == 0)
-			return error_set(err, -EINVAL, "image added token %u is empty", im->added[i]);
+			return error_set(err, -EINVAL, "image added token %u is empty",
+					 im->added[i]);
 	}
 	return 0;
 }
@@ -136,7 +143,7 @@ int image_open(struct image *ret, const void *data, size_t n_bytes, struct error
 {
 	const uint8_t *p = data;
 	const struct image_header *h = data;
-	struct image im = { .h = h };
+	struct image im = {.h = h};
 	uint32_t row_bytes;
 	int r;
 
@@ -159,12 +166,12 @@ int image_open(struct image *ret, const void *data, size_t n_bytes, struct error
 		const struct image_section *s;
 		uint64_t want;
 	} sections[] = {
-		{ "token_offset", &h->token_offset, sizeof(uint32_t) * ((uint64_t)h->n_vocab + 1) },
-		{ "token_bytes", &h->token_bytes, h->token_bytes.bytes },
-		{ "token_flags", &h->token_flags, h->n_vocab },
-		{ "merges", &h->merges, sizeof(struct image_merge) * (uint64_t)h->n_merges },
-		{ "added", &h->added, sizeof(uint32_t) * (uint64_t)h->n_added },
-		{ "streams", &h->streams, sizeof(struct image_stream) * (uint64_t)im.n_streams },
+		{"token_offset", &h->token_offset, sizeof(uint32_t) * ((uint64_t)h->n_vocab + 1)},
+		{"token_bytes", &h->token_bytes, h->token_bytes.bytes},
+		{"token_flags", &h->token_flags, h->n_vocab},
+		{"merges", &h->merges, sizeof(struct image_merge) * (uint64_t)h->n_merges},
+		{"added", &h->added, sizeof(uint32_t) * (uint64_t)h->n_added},
+		{"streams", &h->streams, sizeof(struct image_stream) * (uint64_t)im.n_streams},
 	};
 	for (size_t i = 0; i < N_ELEMENTS(sections); i++) {
 		r = check_section(sections[i].s, sections[i].name, n_bytes, sections[i].want, err);
@@ -188,8 +195,9 @@ int image_open(struct image *ret, const void *data, size_t n_bytes, struct error
 				 im.n_streams, page_entry_name(h->entry), h->n_layers);
 	for (uint32_t i = 0; i < h->n_layers; i++)
 		if (im.streams[i].layer != i || im.streams[i].bytes_per_token != row_bytes)
-			return error_set(err, -EINVAL, "image stream %u: layer %u, %u bytes, want %u", i,
-					 im.streams[i].layer, im.streams[i].bytes_per_token, row_bytes);
+			return error_set(
+				err, -EINVAL, "image stream %u: layer %u, %u bytes, want %u", i,
+				im.streams[i].layer, im.streams[i].bytes_per_token, row_bytes);
 	*ret = im;
 	return 0;
 }
@@ -204,7 +212,7 @@ bool image_is_eos(const struct image *im, uint32_t id)
 
 int image_builder_init(struct image_builder *b)
 {
-	*b = (struct image_builder){ .n_bytes = sizeof(struct image_header), .n_alloc = 1u << 16 };
+	*b = (struct image_builder){.n_bytes = sizeof(struct image_header), .n_alloc = 1u << 16};
 	b->h.bos = b->h.token_user = b->h.token_assistant = IMAGE_NONE;
 	b->h.fim_begin = b->h.fim_hole = b->h.fim_end = IMAGE_NONE;
 	b->h.think_begin = b->h.think_end = IMAGE_NONE;
@@ -236,7 +244,7 @@ int image_append(struct image_builder *b, struct image_section *section, const v
 	}
 	if (n)
 		memcpy(b->data + at, data, n);
-	*section = (struct image_section){ .offset = at, .bytes = n };
+	*section = (struct image_section){.offset = at, .bytes = n};
 	b->n_bytes = at + n;
 	return 0;
 }

@@ -10,17 +10,17 @@
 
 struct error;
 
-#define IMAGE_MAGIC          "dsdimage"
-#define IMAGE_VERSION        1
-#define IMAGE_BYTES_MAX      (256u << 20)
-#define IMAGE_VOCAB_MAX      (1u << 20) /* ids; the largest published vocabulary has 163,840 */
-#define IMAGE_MERGES_MAX     (1u << 21)
-#define IMAGE_ADDED_MAX      (1u << 16)
-#define IMAGE_LAYERS_MAX     512
-#define IMAGE_CONTEXT_MAX    (1u << 20) /* tokens */
-#define IMAGE_TOKEN_LEN_MAX  4096       /* bytes of one token */
-#define IMAGE_EOS_MAX        8
-#define IMAGE_NONE           UINT32_MAX /* "this vocabulary has no such token" */
+#define IMAGE_MAGIC         "dsdimage"
+#define IMAGE_VERSION       1
+#define IMAGE_BYTES_MAX     (256u << 20)
+#define IMAGE_VOCAB_MAX     (1u << 20) /* ids; the largest published vocabulary has 163,840 */
+#define IMAGE_MERGES_MAX    (1u << 21)
+#define IMAGE_ADDED_MAX     (1u << 16)
+#define IMAGE_LAYERS_MAX    512
+#define IMAGE_CONTEXT_MAX   (1u << 20) /* tokens */
+#define IMAGE_TOKEN_LEN_MAX 4096       /* bytes of one token */
+#define IMAGE_EOS_MAX       8
+#define IMAGE_NONE          UINT32_MAX /* "this vocabulary has no such token" */
 
 /* How text becomes pieces before the merges (daemon/text). Other patterns are refused by the worker. */
 enum image_splitter {
@@ -83,8 +83,8 @@ struct image_header {
 	uint32_t add_bos;  /* bool: raw text starts with bos */
 	uint32_t n_eos;
 	uint32_t bos, eos[IMAGE_EOS_MAX];
-	uint32_t token_user, token_assistant;           /* control ids of the V3 renderer */
-	uint32_t fim_begin, fim_hole, fim_end;          /* IMAGE_NONE where absent */
+	uint32_t token_user, token_assistant;  /* control ids of the V3 renderer */
+	uint32_t fim_begin, fim_hole, fim_end; /* IMAGE_NONE where absent */
 	uint32_t think_begin, think_end;
 	uint32_t n_merges, n_added;
 
@@ -95,11 +95,12 @@ struct image_header {
 	uint32_t _reserved;
 
 	struct image_section token_offset; /* uint32_t[n_vocab + 1], ascending, into token_bytes */
-	struct image_section token_bytes;  /* the raw bytes a token stands for (already byte-decoded) */
-	struct image_section token_flags;  /* uint8_t[n_vocab] */
-	struct image_section merges;       /* struct image_merge[n_merges] */
-	struct image_section added;        /* uint32_t[n_added]: ids with IMAGE_TOKEN_ADDED, any order */
-	struct image_section streams;      /* struct image_stream[n] */
+	struct image_section
+		token_bytes; /* the raw bytes a token stands for (already byte-decoded) */
+	struct image_section token_flags; /* uint8_t[n_vocab] */
+	struct image_section merges;      /* struct image_merge[n_merges] */
+	struct image_section added;   /* uint32_t[n_added]: ids with IMAGE_TOKEN_ADDED, any order */
+	struct image_section streams; /* struct image_stream[n] */
 };
 
 /* A checked image: pointers into the mapping, every length known to be inside it. */
@@ -145,6 +146,7 @@ struct image_builder {
 int image_builder_init(struct image_builder *b);
 void image_builder_done(struct image_builder *b);
 /** image_append() - copy @n bytes in as @section (a member of b->h). Return: 0 or -ENOMEM. */
-int image_append(struct image_builder *b, struct image_section *section, const void *data, size_t n);
+int image_append(struct image_builder *b, struct image_section *section, const void *data,
+		 size_t n);
 /** image_finish() - write the header, check the whole with image_open(), return a sealed memfd. */
 int image_finish(struct image_builder *b, struct error *err);

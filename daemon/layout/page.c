@@ -25,13 +25,13 @@ uint32_t page_entry_row_bytes(enum page_entry entry, uint32_t kv_lora_rank, uint
 
 const char *page_entry_name(enum page_entry entry)
 {
-	static const char *const names[_PAGE_ENTRY_MAX] = { "f32", "bf16", "int8" };
+	static const char *const names[_PAGE_ENTRY_MAX] = {"f32", "bf16", "int8"};
 
 	return entry < _PAGE_ENTRY_MAX ? names[entry] : "unknown";
 }
 
-int page_geometry_init(struct page_geometry *g, const struct image_stream *streams, uint32_t n_streams,
-		       struct error *err)
+int page_geometry_init(struct page_geometry *g, const struct image_stream *streams,
+		       uint32_t n_streams, struct error *err)
 {
 	uint64_t at = 0, token_bytes = 0;
 
@@ -42,14 +42,16 @@ int page_geometry_init(struct page_geometry *g, const struct image_stream *strea
 		uint32_t n = streams[s].bytes_per_token;
 
 		if (n == 0 || n % 4)
-			return error_set(err, -EINVAL, "stream %u has rows of %u bytes: want a multiple of 4",
-					 s, n);
+			return error_set(err, -EINVAL,
+					 "stream %u has rows of %u bytes: want a multiple of 4", s,
+					 n);
 		g->row_bytes[s] = n;
 		g->offset[s] = at;
 		at += (uint64_t)n * PAGE_TOKENS;
 		token_bytes += n;
 		if (at > PAGE_STRIDE_MAX)
-			return error_set(err, -EINVAL, "a page of more than %u bytes", PAGE_STRIDE_MAX);
+			return error_set(err, -EINVAL, "a page of more than %u bytes",
+					 PAGE_STRIDE_MAX);
 	}
 	g->n_streams = n_streams;
 	g->token_bytes = token_bytes;

@@ -32,10 +32,10 @@ enum page_entry {
 
 struct page_geometry {
 	uint32_t n_streams;
-	uint32_t row_bytes[PAGE_STREAMS_MAX];  /* of one token in stream s */
-	uint64_t offset[PAGE_STREAMS_MAX];     /* of stream s in a page */
-	uint64_t stride;                       /* bytes from page to page */
-	uint64_t token_bytes;                  /* sum of row_bytes: KV bytes per token */
+	uint32_t row_bytes[PAGE_STREAMS_MAX]; /* of one token in stream s */
+	uint64_t offset[PAGE_STREAMS_MAX];    /* of stream s in a page */
+	uint64_t stride;                      /* bytes from page to page */
+	uint64_t token_bytes;                 /* sum of row_bytes: KV bytes per token */
 };
 
 /** page_entry_row_bytes() - bytes of one MLA row, 0 for a combination that does not exist. */
@@ -47,8 +47,8 @@ const char *page_entry_name(enum page_entry entry);
  * Return: 0; -EINVAL for no stream, too many, a row that is no multiple of 4, or a page past
  *         PAGE_STRIDE_MAX.
  */
-int page_geometry_init(struct page_geometry *g, const struct image_stream *streams, uint32_t n_streams,
-		       struct error *err);
+int page_geometry_init(struct page_geometry *g, const struct image_stream *streams,
+		       uint32_t n_streams, struct error *err);
 
 static inline uint8_t *page_row(void *pool_data, const struct page_geometry *g, page_id page,
 				uint32_t stream, uint32_t row)
@@ -89,7 +89,8 @@ struct page_record {
 	uint32_t first_pos, n_tokens;
 	uint32_t ids[PAGE_TOKENS];
 	uint8_t tag[16];
-	uint32_t n_prompt; /* GENERATED: of the sequence that computed it; rows from there on took the
+	uint32_t
+		n_prompt; /* GENERATED: of the sequence that computed it; rows from there on took the
 			    * generated path. 0 otherwise */
 	uint8_t _pad[512 - 380];
 };

@@ -28,7 +28,10 @@ struct pool {
 	uint32_t n_free;
 	struct prefix *prefix;
 };
-#define POOL_NULL { .data_fd = -EBADF, .meta_fd = -EBADF }
+#define POOL_NULL                                                                                  \
+	{                                                                                          \
+		.data_fd = -EBADF, .meta_fd = -EBADF                                               \
+	}
 
 static uint64_t data_bytes(const struct pool *p)
 {
@@ -79,7 +82,8 @@ int pool_new(struct pool **ret, const struct pool_config *cfg, struct error *err
 
 	if (cfg->n_pages == 0 || cfg->n_pages > UINT32_MAX / 2 ||
 	    cfg->n_pages > (UINT64_C(1) << 46) / cfg->geometry.stride)
-		return error_set(err, -EINVAL, "a pool of %u pages of %llu bytes: want at least one page",
+		return error_set(err, -EINVAL,
+				 "a pool of %u pages of %llu bytes: want at least one page",
 				 cfg->n_pages, (unsigned long long)cfg->geometry.stride);
 	p = io_alloc(cfg->io, sizeof(*p));
 	if (!p)
@@ -166,15 +170,28 @@ uint64_t pool_n_refs(const struct pool *p)
 void pool_domain(const struct pool *p, uid_t uid, uint8_t ret[16])
 {
 	uint32_t id = uid;
-	const struct hash_part parts[] = { { "uid", 3 }, { &id, sizeof(id) } };
+	const struct hash_part parts[] = {{"uid", 3}, {&id, sizeof(id)}};
 
 	hash_mac(ret, p->cfg.key, parts, N_ELEMENTS(parts));
+}
+
+void pool_name_domain(const struct pool *p, const char *name, uint8_t ret[16])
+{
+	const struct hash_part parts[] = {{"name", 4}, {name, strlen(name)}};
+
+	hash_mac(ret, p->cfg.key, parts, N_ELEMENTS(parts));
+}
+
+const uint8_t *pool_page_chain(const struct pool *p, page_id page)
+{
+	assert(record(p, page)->state == PAGE_SEALED);
+	return record(p, page)->chain;
 }
 
 void pool_chain(const struct pool *p, const uint8_t parent[16], const uint32_t *ids, uint32_t n,
 		uint8_t ret[16])
 {
-	const struct hash_part parts[] = { { "chain", 5 }, { parent, 16 }, { ids, n * sizeof(*ids) } };
+	const struct hash_part parts[] = {{"chain", 5}, {parent, 16}, {ids, n * sizeof(*ids)}};
 
 	hash_mac(ret, p->cfg.key, parts, N_ELEMENTS(parts));
 }
@@ -345,8 +362,8 @@ int pool_check(const struct pool *p, struct error *err)
 					 rec->state, p->refs[i]);
 	}
 	if (n_free != p->n_free)
-		return error_set(err, -EBADF, "%u pages without references, %u on the free list", n_free,
-				 p->n_free);
+		return error_set(err, -EBADF, "%u pages without references, %u on the free list",
+				 n_free, p->n_free);
 	if (n_cached != prefix_n_cached(p->prefix))
 		return error_set(err, -EBADF, "%u cached pages, %u on their list", n_cached,
 				 prefix_n_cached(p->prefix));

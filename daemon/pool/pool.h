@@ -18,8 +18,8 @@ struct pool_config {
 	struct page_geometry geometry;
 	enum page_entry entry;
 	uint32_t n_pages;
-	uint8_t model[32];            /* digest */
-	uint8_t key[HASH_KEY_BYTES];  /* for domains and chains */
+	uint8_t model[32];           /* digest */
+	uint8_t key[HASH_KEY_BYTES]; /* for domains and chains */
 };
 
 struct pool;
@@ -44,6 +44,10 @@ uint64_t pool_n_refs(const struct pool *p);
 
 /** pool_domain() - the domain of a user's pages: a MAC of the kernel-attested uid. */
 void pool_domain(const struct pool *p, uid_t uid, uint8_t ret[16]);
+/** pool_name_domain() - the domain of a published prefix. */
+void pool_name_domain(const struct pool *p, const char *name, uint8_t ret[16]);
+/** pool_page_chain() - of a sealed page. */
+const uint8_t *pool_page_chain(const struct pool *p, page_id page);
 /** pool_chain() - MAC(parent, ids): names the whole prefix that ends with these ids. */
 void pool_chain(const struct pool *p, const uint8_t parent[16], const uint32_t *ids, uint32_t n,
 		uint8_t ret[16]);

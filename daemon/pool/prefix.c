@@ -9,7 +9,7 @@
 #include "base/io.h"
 
 struct entry {
-	page_id next;          /* of its bucket */
+	page_id next;           /* of its bucket */
 	page_id colder, warmer; /* while cached */
 	bool held, cached;
 };
@@ -23,7 +23,8 @@ struct prefix {
 	uint32_t n_cached;
 };
 
-int prefix_new(struct prefix **ret, struct io *io, uint32_t n_pages, const struct page_record *records)
+int prefix_new(struct prefix **ret, struct io *io, uint32_t n_pages,
+	       const struct page_record *records)
 {
 	struct prefix *x = io_alloc(io, sizeof(*x));
 	uint32_t n = 16;
@@ -67,8 +68,9 @@ static page_id *bucket(const struct prefix *x, const uint8_t chain[16])
 
 static bool matches(const struct page_record *rec, const struct prefix_key *key)
 {
-	return memcmp(rec->chain, key->chain, 16) == 0 && memcmp(rec->domain, key->domain, 16) == 0 &&
-	       rec->first_pos == key->first_pos && (key->any_path || rec->n_prompt == key->n_prompt) &&
+	return memcmp(rec->chain, key->chain, 16) == 0 &&
+	       memcmp(rec->domain, key->domain, 16) == 0 && rec->first_pos == key->first_pos &&
+	       (key->any_path || rec->n_prompt == key->n_prompt) &&
 	       memcmp(rec->ids, key->ids, sizeof(rec->ids)) == 0;
 }
 
@@ -95,7 +97,7 @@ void prefix_add(struct prefix *x, page_id page)
 	memcpy(key.chain, rec->chain, 16);
 	if (prefix_find(x, &key) != PAGE_NONE)
 		return;
-	x->entries[page] = (struct entry){ .next = *b, .held = true };
+	x->entries[page] = (struct entry){.next = *b, .held = true};
 	*b = page;
 }
 

@@ -10,7 +10,8 @@
 struct io;
 struct prefix;
 
-int prefix_new(struct prefix **ret, struct io *io, uint32_t n_pages, const struct page_record *records);
+int prefix_new(struct prefix **ret, struct io *io, uint32_t n_pages,
+	       const struct page_record *records);
 struct prefix *prefix_free(struct prefix *x);
 
 /* What a page must be to be found. */

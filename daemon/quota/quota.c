@@ -23,7 +23,7 @@ struct quota {
 	uint32_t n_alloc, n_used;
 };
 
-static const char *const kind_names[_QUOTA_MAX] = { "connections", "requests", "pages" };
+static const char *const kind_names[_QUOTA_MAX] = {"connections", "requests", "pages"};
 
 int quota_new(struct quota **ret, const uint64_t limits[_QUOTA_MAX])
 {
@@ -90,7 +90,7 @@ int quota_charge(struct quota *q, uid_t uid, enum quota_kind kind, uint64_t n, s
 				return e;
 			r = find(q->rows, q->n_alloc, uid);
 		}
-		*r = (struct row){ .uid = uid, .used = true };
+		*r = (struct row){.uid = uid, .used = true};
 		q->n_used++;
 	}
 	if (n > q->limits[kind] || r->held[kind] > q->limits[kind] - n)

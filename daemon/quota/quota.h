@@ -9,7 +9,8 @@ struct quota;
 
 enum quota_kind { QUOTA_CONNECTIONS, QUOTA_REQUESTS, QUOTA_PAGES, _QUOTA_MAX };
 
-int quota_new(struct quota **ret, const uint64_t limits[_QUOTA_MAX]); /* per uid; UINT64_MAX: none */
+int quota_new(struct quota **ret,
+	      const uint64_t limits[_QUOTA_MAX]); /* per uid; UINT64_MAX: none */
 struct quota *quota_free(struct quota *q);
 /**
  * quota_charge() - @n more of @kind for @uid

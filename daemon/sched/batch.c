@@ -66,11 +66,11 @@ static void write_rows(struct seq *q, struct channel_row *rows, uint32_t n, stru
 			.path = pos < q->n_prompt ? CHANNEL_PROMPT : CHANNEL_GENERATED,
 			.mask = UINT32_MAX,
 		};
-		if (q->score) {
-			rows[i].flags = last ? 0 : CHANNEL_WANT_PROMPT_LOGPROB;
-		} else if (last) {
+		if (last && !seq_scores(q)) {
 			rows[i].flags = CHANNEL_WANT_LOGITS;
 			samples = true;
+		} else if (q->prompt_logprobs && pos + 1 < q->n_prompt) {
+			rows[i].flags = CHANNEL_WANT_PROMPT_LOGPROB;
 		}
 		s->stats.prompt_tokens += pos < q->n_prompt;
 	}
@@ -83,8 +83,8 @@ static void write_rows(struct seq *q, struct channel_row *rows, uint32_t n, stru
 }
 
 /* One pass over the running sequences; @single: those that owe one row, else the others. */
-static uint32_t pass(struct sched *s, bool single, struct channel_row *rows, uint32_t n, uint32_t max,
-		     struct posted *step)
+static uint32_t pass(struct sched *s, bool single, struct channel_row *rows, uint32_t n,
+		     uint32_t max, struct posted *step)
 {
 	struct seq *q, *next;
 

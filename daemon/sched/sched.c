@@ -15,9 +15,11 @@
 #include "channel/channel.h"
 #include "pool/pool.h"
 #include "quota/quota.h"
+#include "sched/publish.h"
 #include "sched/seq.h"
 
-static const uint8_t seq_next[_SEQ_STATE_MAX] = { /* legal successors */
+static const uint8_t seq_next[_SEQ_STATE_MAX] = {
+	/* legal successors */
 	[SEQ_WAITING] = BIT(SEQ_PREFILL) | BIT(SEQ_DONE),
 	[SEQ_PREFILL] = BIT(SEQ_DECODE) | BIT(SEQ_PREEMPTED) | BIT(SEQ_DONE),
 	[SEQ_DECODE] = BIT(SEQ_PREEMPTED) | BIT(SEQ_DONE),
@@ -74,6 +76,8 @@ struct sched *sched_free(struct sched *s)
 	if (!s)
 		return NULL;
 	assert(s->waiting.n == 0 && s->running.n == 0);
+	for (uint32_t i = 0; i < SCHED_PUBLISHED_MAX; i++)
+		published_free(s, s->published[i]);
 	free(s);
 	return NULL;
 }
@@ -131,7 +135,7 @@ void seq_drop_pages(struct seq *q)
 			pool_unref_page_cold(pool, q->pages[i]);
 	if (q->n_pages)
 		quota_uncharge(q->sched->cfg.quota, q->uid, QUOTA_PAGES, q->n_pages);
-	q->n_pages = q->n_sealed = q->n_computed = q->n_posted = 0;
+	q->n_pages = q->n_sealed = q->n_computed = q->n_posted = q->n_shared = 0;
 	memcpy(q->chain, q->domain, sizeof(q->chain));
 }
 
@@ -177,6 +181,7 @@ static void seq_remove(struct seq *q)
 			f->leader = NULL;
 	seq_drop_pages(q);
 	seq_set_state(q, SEQ_DONE);
+	published_free(s, q->publish);
 	seq_free(q);
 }
 
@@ -203,9 +208,10 @@ int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret
 	if (cfg->n_ids == 0)
 		return error_set(err, -EINVAL, "the prompt has no tokens: want at least one");
 	if (max_ids > s->cfg.max_tokens || cfg->n_ids > max_ids)
-		return error_set(err, -EINVAL,
-				 "%u prompt tokens and %u to generate: want at most %u together (the context)",
-				 cfg->params.n_prompt, cfg->max_tokens, s->cfg.max_tokens);
+		return error_set(
+			err, -EINVAL,
+			"%u prompt tokens and %u to generate: want at most %u together (the context)",
+			cfg->params.n_prompt, cfg->max_tokens, s->cfg.max_tokens);
 	if (n_pages > pool_n_pages(s->cfg.pool))
 		return error_set(err, -EINVAL,
 				 "%llu tokens need %llu pages: the pool has %u (pool.size)",
@@ -216,8 +222,9 @@ int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret
 				 s->waiting.n, s->cfg.queue_max);
 	for (uint32_t i = 0; i < cfg->n_ids; i++)
 		if (cfg->ids[i] >= s->cfg.n_vocab)
-			return error_set(err, -EINVAL, "token %u of the prompt is %u: want less than %u",
-					 i, cfg->ids[i], s->cfg.n_vocab);
+			return error_set(err, -EINVAL,
+					 "token %u of the prompt is %u: want less than %u", i,
+					 cfg->ids[i], s->cfg.n_vocab);
 	q = io_alloc(s->cfg.io, sizeof(*q));
 	if (!q)
 		return -ENOMEM;
@@ -236,7 +243,7 @@ int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret
 	q->params = cfg->params;
 	q->n_prompt = cfg->params.n_prompt;
 	q->max_ids = (uint32_t)max_ids;
-	q->score = cfg->max_tokens == 0;
+	q->prompt_logprobs = cfg->prompt_logprobs;
 	q->slot = SLOT_NONE;
 	q->n_ids = q->n_expected = cfg->n_ids;
 	q->priority = cfg->priority;
@@ -245,7 +252,17 @@ int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret
 	memcpy(q->ids, cfg->ids, cfg->n_ids * sizeof(*q->ids));
 	q->n_eos = MIN(cfg->n_eos, SEQ_EOS_MAX);
 	memcpy(q->eos, cfg->eos, q->n_eos * sizeof(*q->eos));
-	pool_domain(s->cfg.pool, q->uid, q->domain);
+	if (cfg->publish) {
+		int r = published_new(&q->publish, q, cfg->publish);
+
+		if (r < 0) {
+			seq_free(q);
+			return error_set(err, r, "publishing \"%.63s\": %m", cfg->publish);
+		}
+		pool_name_domain(s->cfg.pool, cfg->publish, q->domain);
+	} else {
+		pool_domain(s->cfg.pool, q->uid, q->domain);
+	}
 	memcpy(q->chain, q->domain, sizeof(q->chain));
 	list_enqueue(&s->waiting, q, false);
 	*ret = q;
@@ -274,6 +291,16 @@ uint32_t seq_cached_tokens(const struct seq *q)
 	return q->n_cached;
 }
 
+bool seq_is_paused(const struct seq *q)
+{
+	return q->paused;
+}
+
+uint32_t seq_n_pages(const struct seq *q)
+{
+	return q->n_pages;
+}
+
 uint64_t seq_started_usec(const struct seq *q)
 {
 	return q->started_usec;
@@ -287,6 +314,8 @@ static void write_slot(struct seq *q, uint32_t slot)
 
 	shared->params = q->params;
 	memcpy(shared->domain, q->domain, sizeof(shared->domain));
+	memcpy(shared->shared_domain, q->shared_domain, sizeof(shared->shared_domain));
+	shared->n_shared = q->n_shared;
 	shared->n_ids = q->n_ids;
 	shared->n_pages = 0;
 	memcpy(channel_slot_ids(shared, channel_get_shape(s->channel)), q->ids,
@@ -313,28 +342,56 @@ bool sched_reclaim(struct sched *s)
 	return false;
 }
 
-/* The longest prefix of whole pages that the pool holds already. One row at least is left to compute:
- * somebody waits for its logits. Scoring wants the logits of every row, so it takes none. */
-static void attach_prefix(struct seq *q)
+/* One more page at the end of the block table, whose reference becomes ours. */
+static bool attach_page(struct seq *q, page_id page, const uint8_t chain[16])
 {
-	struct sched *s = q->sched;
+	if (quota_charge(q->sched->cfg.quota, q->uid, QUOTA_PAGES, 1, NULL) < 0) {
+		pool_unref_page(q->sched->cfg.pool, page);
+		return false;
+	}
+	memcpy(q->chain, chain, sizeof(q->chain));
+	q->pages[q->n_pages++] = page;
+	return true;
+}
 
-	if (q->n_pages || q->score)
-		return;
+/* Goes on from q->chain with pages of the sequence's own domain. */
+static void attach_own(struct seq *q)
+{
 	while ((q->n_pages + 1) * PAGE_TOKENS < q->n_ids) {
 		uint32_t first = q->n_pages * PAGE_TOKENS;
 		uint8_t chain[16];
-		page_id page = pool_find_page(s->cfg.pool, q->domain, q->chain, first, q->ids + first,
-					      q->n_prompt, q->reuse_generated, chain);
+		page_id page =
+			pool_find_page(q->sched->cfg.pool, q->domain, q->chain, first,
+				       q->ids + first, q->n_prompt, q->reuse_generated, chain);
 
-		if (page == PAGE_NONE)
-			break;
-		if (quota_charge(s->cfg.quota, q->uid, QUOTA_PAGES, 1, NULL) < 0) {
-			pool_unref_page(s->cfg.pool, page);
-			break;
+		if (page == PAGE_NONE || !attach_page(q, page, chain))
+			return;
+	}
+}
+
+/* The longest prefix of whole pages that the pool holds already: the user's own, or a published one
+ * and what is the user's own behind it. One row at least is left to compute: somebody waits for its
+ * logits. Who wants the logprobs of the prompt takes none. */
+static void attach_prefix(struct seq *q)
+{
+	struct sched *s = q->sched;
+	const struct published *p;
+	uint32_t n;
+
+	if (q->n_pages || q->prompt_logprobs)
+		return;
+	attach_own(q);
+	p = published_find(s, q, &n);
+	if (n > q->n_pages) {
+		seq_drop_pages(q);
+		for (uint32_t i = 0; i < n; i++) {
+			pool_ref_page(s->cfg.pool, p->pages[i]);
+			if (!attach_page(q, p->pages[i], pool_page_chain(s->cfg.pool, p->pages[i])))
+				break;
 		}
-		memcpy(q->chain, chain, sizeof(q->chain));
-		q->pages[q->n_pages++] = page;
+		q->n_shared = q->n_pages * PAGE_TOKENS;
+		pool_name_domain(s->cfg.pool, p->name, q->shared_domain);
+		attach_own(q);
 	}
 	q->n_sealed = q->n_pages;
 	q->n_computed = q->n_posted = q->n_pages * PAGE_TOKENS;
@@ -472,12 +529,12 @@ static void take_row(struct sched *s, const struct channel_result_row *row)
 
 	if (!q || q->done || q->n_in_flight == 0)
 		return;
-	if (q->score) {
-		if (row->position + 1 < q->n_ids && q->ops)
-			q->ops->prompt(q->ctx, row);
-	} else if (row->position + 1 == q->n_ids) {
+	if (row->token == CHANNEL_NO_TOKEN)
+		seq_finish(q, SEQ_END_NUMBERS);
+	else if (row->position + 1 == q->n_ids)
 		seq_sampled(q, row);
-	}
+	else if (row->position + 1 < q->n_prompt && q->prompt_logprobs && q->ops)
+		q->ops->prompt(q->ctx, row);
 }
 
 /* The oldest step is back: what it computed is in the pool. */
@@ -498,10 +555,10 @@ static void take_step(struct sched *s, const struct channel_reply *reply)
 		if (reply->status == CHANNEL_OK)
 			seal_pages(q);
 		else if (!q->done)
-			seq_finish(q, reply->status == CHANNEL_NUMBERS ? SEQ_END_NUMBERS :
-									 SEQ_END_FAILED);
-		if (!q->done && q->score && q->n_computed == q->n_ids)
-			seq_finish(q, SEQ_END_SCORED);
+			seq_finish(q, SEQ_END_FAILED);
+		if (!q->done && seq_scores(q) && q->n_computed == q->n_ids)
+			seq_finish(q, q->publish && published_keep(q) < 0 ? SEQ_END_FAILED
+									  : SEQ_END_SCORED);
 	}
 }
 
@@ -579,6 +636,11 @@ void sched_fail_all(struct sched *s)
 	}
 }
 
+uint32_t sched_evict(struct sched *s)
+{
+	return pool_drop_cached(s->cfg.pool, NULL);
+}
+
 void sched_get_stats(const struct sched *s, struct sched_stats *ret)
 {
 	*ret = s->stats;
@@ -589,7 +651,7 @@ void sched_get_stats(const struct sched *s, struct sched_stats *ret)
 int sched_check(const struct sched *s, struct error *err)
 {
 	uint32_t n_slots = 0;
-	uint64_t n_refs = 0, in_flight = 0, posted = 0;
+	uint64_t n_refs = 0, n_shared = 0, in_flight = 0, posted = 0;
 
 	for (const struct seq *q = s->running.first; q; q = q->next) {
 		if (q->slot >= s->cfg.n_slots || s->by_slot[q->slot] != q)
@@ -610,6 +672,8 @@ int sched_check(const struct sched *s, struct error *err)
 			return error_set(err, -EBADF, "a waiting sequence has slot %u", q->slot);
 		n_refs += q->n_pages;
 	}
+	for (uint32_t i = 0; i < SCHED_PUBLISHED_MAX; i++)
+		n_shared += s->published[i] ? s->published[i]->n_pages : 0;
 	for (uint32_t i = s->n_taken; i != s->n_posted; i++)
 		posted += s->posted[i % STEPS_QUEUED].n;
 	if (posted != in_flight)
@@ -618,7 +682,7 @@ int sched_check(const struct sched *s, struct error *err)
 	if (n_slots != s->running.n)
 		return error_set(err, -EBADF, "%u in the running list, %u counted", n_slots,
 				 s->running.n);
-	if (pool_n_refs(s->cfg.pool) != n_refs)
+	if (pool_n_refs(s->cfg.pool) != n_refs + n_shared)
 		return error_set(err, -EBADF, "%llu references in block tables, %llu in the pool",
 				 (unsigned long long)n_refs,
 				 (unsigned long long)pool_n_refs(s->cfg.pool));

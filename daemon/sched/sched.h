@@ -49,12 +49,15 @@ struct seq_config {
 	const uint32_t *ids; /* prompt, then what a resumed request had generated; copied */
 	uint32_t n_ids;
 	struct channel_params params; /* n_prompt <= n_ids */
-	uint32_t max_tokens;          /* sampled tokens, resumed ones counted; 0: score the prompt */
-	const uint32_t *eos;          /* copied */
-	uint32_t n_eos;               /* <= 8; sampling one ends the sequence */
+	uint32_t
+		max_tokens; /* sampled tokens, resumed ones counted; 0: none, the prompt is scored */
+	bool prompt_logprobs; /* call prompt() for every prompt id but the first */
+	const uint32_t *eos;  /* copied */
+	uint32_t n_eos;       /* <= 8; sampling one ends the sequence */
 	enum seq_priority priority;
 	bool reuse_generated; /* pages with generated rows of any request of this user may serve */
-	struct seq *leader;   /* of the same prompt: wait until it has computed it; NULL: nobody */
+	const char *publish; /* name: compute the prompt (max_tokens 0) and keep it for everybody */
+	struct seq *leader;  /* of the same prompt: wait until it has computed it; NULL: nobody */
 };
 
 struct sched_config {
@@ -65,9 +68,13 @@ struct sched_config {
 };
 
 struct sched_stats {
-	uint64_t steps, rows, prompt_tokens, generated_tokens, cached_tokens, preemptions, worker_usec;
+	uint64_t steps, rows, prompt_tokens, generated_tokens, cached_tokens, preemptions,
+		worker_usec;
 	uint32_t running, waiting;
 };
+
+#define SCHED_PUBLISHED_MAX      64u
+#define SCHED_PUBLISHED_NAME_MAX 64u /* bytes, the end counted */
 
 int sched_new(struct sched **ret, const struct sched_config *cfg);
 struct sched *sched_free(struct sched *s); /* sequences must have ended */
@@ -81,12 +88,20 @@ void sched_set_channel(struct sched *s, struct channel *c);
  * Return: 0. -EINVAL: it could never fit (empty, longer than the context or the pool), with a
  *         sentence. -EAGAIN: the queue is full. -ENOMEM.
  */
-int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret, struct error *err);
+int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret,
+		 struct error *err);
+/** sched_evict() - forget every cached page. Return: how many. */
+uint32_t sched_evict(struct sched *s);
+/** sched_unpublish() - forget a published prefix. Return: 0 or -ENOENT. */
+int sched_unpublish(struct sched *s, const char *name);
+
 /** seq_cancel() - the sequence ends without a word; its pages are free once no step uses them. */
 void seq_cancel(struct seq *q);
 /** seq_pause() - a paused sequence leaves its slot and keeps its pages while nobody else needs them. */
 void seq_pause(struct seq *q, bool paused);
 enum seq_state seq_state(const struct seq *q);
+bool seq_is_paused(const struct seq *q);
+uint32_t seq_n_pages(const struct seq *q);
 /** seq_cached_tokens() - of the prompt, found in the pool when it first got a slot. */
 uint32_t seq_cached_tokens(const struct seq *q);
 /** seq_started_usec() - when it first got a slot; 0: not yet. */

@@ -19,22 +19,26 @@ struct seq {
 	uid_t uid;
 	enum seq_priority priority;
 	uint8_t domain[16];
+	uint8_t shared_domain[16];
+	uint32_t n_shared; /* leading rows that lie in published pages */
 	uint8_t chain[16]; /* of the last sealed page; the domain before the first */
 
 	uint32_t *ids;
 	uint32_t n_ids, n_prompt, n_ids_alloc;
-	uint32_t n_computed; /* rows in the pool */
-	uint32_t n_posted;   /* rows in the pool or in a step */
-	uint32_t n_expected; /* n_ids and the samples that steps will bring */
-	uint32_t max_ids;    /* n_prompt + max_tokens */
+	uint32_t n_computed;  /* rows in the pool */
+	uint32_t n_posted;    /* rows in the pool or in a step */
+	uint32_t n_expected;  /* n_ids and the samples that steps will bring */
+	uint32_t max_ids;     /* n_prompt + max_tokens */
 	uint32_t n_in_flight; /* steps with rows of it */
-	bool score;          /* wants prompt logprobs, samples nothing */
+	bool prompt_logprobs; /* every prompt row answers, so none may come from the index */
 	bool reuse_generated;
 	bool paused;
-	bool yield;          /* leaves its slot and pages when its steps are back */
-	bool done;           /* goes when its steps are back */
+	bool yield; /* leaves its slot and pages when its steps are back */
+	bool done;  /* goes when its steps are back */
 
 	struct seq *leader;
+	struct published
+		*publish; /* to be filled when the prompt is computed; NULL: nothing is published */
 	struct channel_params params;
 	uint32_t eos[SEQ_EOS_MAX];
 	uint32_t n_eos;
@@ -48,6 +52,14 @@ struct seq {
 struct seq_list {
 	struct seq *first, *last;
 	uint32_t n;
+};
+
+/* A prefix that every user's prompt may begin with. */
+struct published {
+	char name[SCHED_PUBLISHED_NAME_MAX];
+	uint32_t *ids;
+	page_id *pages; /* one reference each */
+	uint32_t n_pages;
 };
 
 /* Whose rows a posted step holds. */
@@ -67,13 +79,20 @@ struct sched {
 	struct posted posted[STEPS_QUEUED]; /* ring */
 	uint32_t n_posted, n_taken;         /* steps ever; their difference is in flight */
 	bool in_callbacks;
+	struct published *published[SCHED_PUBLISHED_MAX];
 	struct sched_stats stats;
 };
 
-/* Rows that can be posted now. The row of the last id is never needed. */
+/* It scores its prompt and samples nothing. */
+static inline bool seq_scores(const struct seq *q)
+{
+	return q->max_ids == q->n_prompt;
+}
+
+/* Rows that can be posted now. The row of the last id that is sampled is never needed. */
 static inline uint32_t seq_owes(const struct seq *q)
 {
-	uint32_t end = q->score || q->n_expected < q->max_ids ? q->n_expected : q->max_ids - 1;
+	uint32_t end = seq_scores(q) || q->n_expected < q->max_ids ? q->n_expected : q->max_ids - 1;
 
 	return end > q->n_posted ? end - q->n_posted : 0;
 }

@@ -67,7 +67,7 @@ struct piece {
 };
 
 /* From so many keys on sorting them first is faster than having them all in the heap. */
-#define SORT_KEYS 4096
+#define SORT_KEYS 1024
 
 void bpe_scratch_done(struct bpe_scratch *s)
 {

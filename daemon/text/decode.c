@@ -18,14 +18,14 @@ void text_buf_done(struct text_buf *b)
 
 int text_buf_reserve(struct text_buf *b, size_t n)
 {
-	size_t want;
+	size_t want = MAX(2 * b->n_alloc, (size_t)64);
 	char *p;
 
 	if (n <= b->n_alloc - b->n)
 		return 0;
 	if (n > SIZE_MAX / 2 - b->n)
 		return -ENOMEM;
-	want = MAX(MAX(b->n + n, 2 * b->n_alloc), (size_t)64);
+	want = MAX(want, b->n + n);
 	p = realloc(b->data, want);
 	if (!p)
 		return -ENOMEM;

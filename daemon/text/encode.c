@@ -34,11 +34,12 @@ void ids_done(struct ids *a)
 int ids_append(struct ids *a, const uint32_t *id, size_t n)
 {
 	if (n > a->n_alloc - a->n) {
-		size_t want = MAX(MAX(a->n + n, 2 * a->n_alloc), (size_t)16);
+		size_t want = MAX(2 * a->n_alloc, (size_t)16);
 		uint32_t *p;
 
 		if (n > SIZE_MAX / 4 - a->n)
 			return -ENOMEM;
+		want = MAX(want, a->n + n);
 		p = reallocarray(a->id, want, sizeof(*p));
 		if (!p)
 			return -ENOMEM;

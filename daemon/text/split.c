@@ -16,46 +16,48 @@ struct split_pattern {
 };
 
 /* Character classes, as bits. */
-#define LETTER	    BIT(0) /* \p{L} */
-#define MARK	    BIT(1) /* \p{M} */
-#define NUMBER	    BIT(2) /* \p{N} */
+#define LETTER      BIT(0) /* \p{L} */
+#define MARK        BIT(1) /* \p{M} */
+#define NUMBER      BIT(2) /* \p{N} */
 #define PUNCTUATION BIT(3) /* \p{P} */
-#define SYMBOL	    BIT(4) /* \p{S} */
-#define SPACE	    BIT(5) /* \s: White_Space */
-#define NEWLINE	    BIT(6) /* [\r\n], which are SPACE too */
+#define SYMBOL      BIT(4) /* \p{S} */
+#define SPACE       BIT(5) /* \s: White_Space */
+#define NEWLINE     BIT(6) /* [\r\n], which are SPACE too */
 
 struct range {
 	uint32_t first, last;
 };
 
-/* Source: MODEL.md §8.3. */
+/* Source: MODEL.md §8.3. ASCII is decided without the tables. */
 static const struct range cased_ranges[] = {
-	{0x41, 0x5A},	    {0x61, 0x7A},	{0xB5, 0xB5},	    {0xC0, 0xD6},
-	{0xD8, 0xF6},	    {0xF8, 0x1BA},	{0x1BC, 0x1BF},	    {0x1C4, 0x293},
-	{0x295, 0x2AF},	    {0x370, 0x373},	{0x376, 0x377},	    {0x37B, 0x37D},
-	{0x37F, 0x37F},	    {0x386, 0x386},	{0x388, 0x38A},	    {0x38C, 0x38C},
-	{0x38E, 0x3A1},	    {0x3A3, 0x3F5},	{0x3F7, 0x481},	    {0x48A, 0x52F},
-	{0x531, 0x556},	    {0x10A0, 0x10C5},	{0x13A0, 0x13F5},   {0x13F8, 0x13FD},
-	{0x1C90, 0x1CBA},   {0x1CBD, 0x1CBF},	{0x1D00, 0x1D2B},   {0x1D6B, 0x1D77},
-	{0x1D79, 0x1D9A},   {0x1E00, 0x1F15},	{0x1F18, 0x1F1D},   {0x1F20, 0x1F45},
-	{0x1F48, 0x1F4D},   {0x1F50, 0x1F57},	{0x1F59, 0x1F59},   {0x1F5B, 0x1F5B},
-	{0x1F5D, 0x1F5D},   {0x1F5F, 0x1F7D},	{0x1F80, 0x1FB4},   {0x1FB6, 0x1FBC},
-	{0x1FBE, 0x1FBE},   {0x1FC2, 0x1FC4},	{0x1FC6, 0x1FCC},   {0x1FD0, 0x1FD3},
-	{0x1FD6, 0x1FDB},   {0x1FE0, 0x1FEC},	{0x1FF2, 0x1FF4},   {0x1FF6, 0x1FFC},
-	{0x2102, 0x2102},   {0x2107, 0x2107},	{0x210A, 0x2113},   {0x2115, 0x2115},
-	{0x2119, 0x211D},   {0x2124, 0x2124},	{0x2126, 0x2126},   {0x2128, 0x2128},
-	{0x212A, 0x212D},   {0x212F, 0x2134},	{0x2139, 0x2139},   {0x213C, 0x213F},
-	{0x2145, 0x2149},   {0x214E, 0x214E},	{0x2183, 0x2184},   {0x2C00, 0x2C7B},
-	{0x2C7E, 0x2CE4},   {0x2CEB, 0x2CEE},	{0x2CF2, 0x2CF3},   {0xA640, 0xA66D},
-	{0xA680, 0xA69B},   {0xA722, 0xA76F},	{0xA771, 0xA787},   {0xA78B, 0xA78E},
-	{0xAB70, 0xABBF},   {0xFB00, 0xFB06},	{0xFB13, 0xFB17},   {0xFF21, 0xFF3A},
-	{0xFF41, 0xFF5A},   {0x10400, 0x1044F}, {0x104B0, 0x104D3}, {0x104D8, 0x104FB},
-	{0x10C80, 0x10CB2}, {0x10CC0, 0x10CF2}, {0x118A0, 0x118DF}, {0x1E900, 0x1E943},
+	{0xB5, 0xB5},       {0xC0, 0xD6},       {0xD8, 0xF6},       {0xF8, 0x1BA},
+	{0x1BC, 0x1BF},     {0x1C4, 0x293},     {0x295, 0x2AF},     {0x370, 0x373},
+	{0x376, 0x377},     {0x37B, 0x37D},     {0x37F, 0x37F},     {0x386, 0x386},
+	{0x388, 0x38A},     {0x38C, 0x38C},     {0x38E, 0x3A1},     {0x3A3, 0x3F5},
+	{0x3F7, 0x481},     {0x48A, 0x52F},     {0x531, 0x556},     {0x10A0, 0x10C5},
+	{0x13A0, 0x13F5},   {0x13F8, 0x13FD},   {0x1C90, 0x1CBA},   {0x1CBD, 0x1CBF},
+	{0x1D00, 0x1D2B},   {0x1D6B, 0x1D77},   {0x1D79, 0x1D9A},   {0x1E00, 0x1F15},
+	{0x1F18, 0x1F1D},   {0x1F20, 0x1F45},   {0x1F48, 0x1F4D},   {0x1F50, 0x1F57},
+	{0x1F59, 0x1F59},   {0x1F5B, 0x1F5B},   {0x1F5D, 0x1F5D},   {0x1F5F, 0x1F7D},
+	{0x1F80, 0x1FB4},   {0x1FB6, 0x1FBC},   {0x1FBE, 0x1FBE},   {0x1FC2, 0x1FC4},
+	{0x1FC6, 0x1FCC},   {0x1FD0, 0x1FD3},   {0x1FD6, 0x1FDB},   {0x1FE0, 0x1FEC},
+	{0x1FF2, 0x1FF4},   {0x1FF6, 0x1FFC},   {0x2102, 0x2102},   {0x2107, 0x2107},
+	{0x210A, 0x2113},   {0x2115, 0x2115},   {0x2119, 0x211D},   {0x2124, 0x2124},
+	{0x2126, 0x2126},   {0x2128, 0x2128},   {0x212A, 0x212D},   {0x212F, 0x2134},
+	{0x2139, 0x2139},   {0x213C, 0x213F},   {0x2145, 0x2149},   {0x214E, 0x214E},
+	{0x2183, 0x2184},   {0x2C00, 0x2C7B},   {0x2C7E, 0x2CE4},   {0x2CEB, 0x2CEE},
+	{0x2CF2, 0x2CF3},   {0xA640, 0xA66D},   {0xA680, 0xA69B},   {0xA722, 0xA76F},
+	{0xA771, 0xA787},   {0xA78B, 0xA78E},   {0xAB70, 0xABBF},   {0xFB00, 0xFB06},
+	{0xFB13, 0xFB17},   {0xFF21, 0xFF3A},   {0xFF41, 0xFF5A},   {0x10400, 0x1044F},
+	{0x104B0, 0x104D3}, {0x104D8, 0x104FB}, {0x10C80, 0x10CB2}, {0x10CC0, 0x10CF2},
+	{0x118A0, 0x118DF}, {0x1E900, 0x1E943},
 };
 
 static const struct range v2_sign_ranges[] = {
-	{0x21, 0x2F},	  {0x3A, 0x7E},	    {0x2018, 0x201F},
-	{0x3000, 0x3002}, {0xFF01, 0xFF0F}, {0xFF1A, 0xFF5E},
+	{0x2018, 0x201F},
+	{0x3000, 0x3002},
+	{0xFF01, 0xFF0F},
+	{0xFF1A, 0xFF5E},
 };
 
 static const struct range v2_asian_ranges[] = {{0x0800, 0x9FA5}, {0xAC00, 0xD7FF}};
@@ -84,7 +86,7 @@ static const uint8_t category_class[] = {
 	[UTF8PROC_CATEGORY_LU] = LETTER,      [UTF8PROC_CATEGORY_LL] = LETTER,
 	[UTF8PROC_CATEGORY_LT] = LETTER,      [UTF8PROC_CATEGORY_LM] = LETTER,
 	[UTF8PROC_CATEGORY_LO] = LETTER,      [UTF8PROC_CATEGORY_MN] = MARK,
-	[UTF8PROC_CATEGORY_MC] = MARK,	      [UTF8PROC_CATEGORY_ME] = MARK,
+	[UTF8PROC_CATEGORY_MC] = MARK,        [UTF8PROC_CATEGORY_ME] = MARK,
 	[UTF8PROC_CATEGORY_ND] = NUMBER,      [UTF8PROC_CATEGORY_NL] = NUMBER,
 	[UTF8PROC_CATEGORY_NO] = NUMBER,      [UTF8PROC_CATEGORY_PC] = PUNCTUATION,
 	[UTF8PROC_CATEGORY_PD] = PUNCTUATION, [UTF8PROC_CATEGORY_PS] = PUNCTUATION,
@@ -92,23 +94,23 @@ static const uint8_t category_class[] = {
 	[UTF8PROC_CATEGORY_PF] = PUNCTUATION, [UTF8PROC_CATEGORY_PO] = PUNCTUATION,
 	[UTF8PROC_CATEGORY_SM] = SYMBOL,      [UTF8PROC_CATEGORY_SC] = SYMBOL,
 	[UTF8PROC_CATEGORY_SK] = SYMBOL,      [UTF8PROC_CATEGORY_SO] = SYMBOL,
-	[UTF8PROC_CATEGORY_ZS] = SPACE,	      [UTF8PROC_CATEGORY_ZL] = SPACE,
-	[UTF8PROC_CATEGORY_ZP] = SPACE,	      [UTF8PROC_CATEGORY_CO] = 0,
+	[UTF8PROC_CATEGORY_ZS] = SPACE,       [UTF8PROC_CATEGORY_ZL] = SPACE,
+	[UTF8PROC_CATEGORY_ZP] = SPACE,       [UTF8PROC_CATEGORY_CO] = 0,
 };
 
 static const uint8_t ascii_class[128] = {
-	['\t'] = SPACE,		 ['\n'] = SPACE | NEWLINE,
+	['\t'] = SPACE,          ['\n'] = SPACE | NEWLINE,
 	['\v' ... '\f'] = SPACE, ['\r'] = SPACE | NEWLINE,
-	[' '] = SPACE,		 ['!' ... '#'] = PUNCTUATION,
-	['$'] = SYMBOL,		 ['%' ... '*'] = PUNCTUATION,
-	['+'] = SYMBOL,		 [',' ... '/'] = PUNCTUATION,
-	['0' ... '9'] = NUMBER,	 [':' ... ';'] = PUNCTUATION,
-	['<' ... '>'] = SYMBOL,	 ['?' ... '@'] = PUNCTUATION,
-	['A' ... 'Z'] = LETTER,	 ['[' ... ']'] = PUNCTUATION,
-	['^'] = SYMBOL,		 ['_'] = PUNCTUATION,
-	['`'] = SYMBOL,		 ['a' ... 'z'] = LETTER,
-	['{'] = PUNCTUATION,	 ['|'] = SYMBOL,
-	['}'] = PUNCTUATION,	 ['~'] = SYMBOL,
+	[' '] = SPACE,           ['!' ... '#'] = PUNCTUATION,
+	['$'] = SYMBOL,          ['%' ... '*'] = PUNCTUATION,
+	['+'] = SYMBOL,          [',' ... '/'] = PUNCTUATION,
+	['0' ... '9'] = NUMBER,  [':' ... ';'] = PUNCTUATION,
+	['<' ... '>'] = SYMBOL,  ['?' ... '@'] = PUNCTUATION,
+	['A' ... 'Z'] = LETTER,  ['[' ... ']'] = PUNCTUATION,
+	['^'] = SYMBOL,          ['_'] = PUNCTUATION,
+	['`'] = SYMBOL,          ['a' ... 'z'] = LETTER,
+	['{'] = PUNCTUATION,     ['|'] = SYMBOL,
+	['}'] = PUNCTUATION,     ['~'] = SYMBOL,
 };
 
 /* The classes of a character. */
@@ -158,11 +160,12 @@ static bool is_cjk(uint32_t cp)
 }
 static bool is_cased(uint32_t cp)
 {
-	return IN_RANGES(cased_ranges, cp);
+	return cp < 0x80 ? is_ascii_letter(cp) : IN_RANGES(cased_ranges, cp);
 }
 static bool is_v2_sign(uint32_t cp)
 {
-	return IN_RANGES(v2_sign_ranges, cp);
+	/* [!-/:-~] has the letters, too. */
+	return cp < 0x80 ? is_ascii_sign(cp) || is_ascii_letter(cp) : IN_RANGES(v2_sign_ranges, cp);
 }
 static bool is_v2_asian(uint32_t cp)
 {
@@ -383,7 +386,7 @@ static bool v2_find_digit(const uint8_t *text, size_t at, size_t end, size_t *re
 static const struct split_pattern v3_patterns[] = {{v3_find_digits}, {v3_find_cjk}, {v3_find_word}};
 /* Source: MODEL.md §8.3. */
 static const struct split_pattern v2_patterns[] = {
-	{v2_find_newline},	  {v2_find_letters}, {v2_find_signs},
+	{v2_find_newline},        {v2_find_letters}, {v2_find_signs},
 	{v2_find_trailing_space}, {v2_find_asian},   {v2_find_digit},
 };
 _Static_assert(N_ELEMENTS(v2_patterns) <= SPLIT_LEVELS_MAX, "room for every pattern");

@@ -14,7 +14,7 @@
 
 struct pattern {
 	uint16_t n;
-	uint16_t state;		     /* bytes of the string that the text ends with, < n */
+	uint16_t state;              /* bytes of the string that the text ends with, < n */
 	uint16_t fail[STOP_LEN_MAX]; /* fail[i]: the next shorter border of the first i + 1 bytes */
 	uint8_t bytes[STOP_LEN_MAX];
 };

@@ -17,7 +17,7 @@ struct error;
 struct text_buf;
 
 #define STOP_STRINGS_MAX 16
-#define STOP_LEN_MAX	 256 /* bytes of one stop string */
+#define STOP_LEN_MAX     256 /* bytes of one stop string */
 
 struct stop_string {
 	const char *text;

@@ -15,7 +15,7 @@
 static bool is_named(const struct image_header *h, uint32_t id)
 {
 	const uint32_t names[] = {h->bos,      h->token_user, h->token_assistant, h->fim_begin,
-				  h->fim_hole, h->fim_end,    h->think_begin,	  h->think_end};
+				  h->fim_hole, h->fim_end,    h->think_begin,     h->think_end};
 
 	for (size_t i = 0; i < N_ELEMENTS(names); i++)
 		if (names[i] == id)
@@ -37,7 +37,7 @@ static void set_control(struct vocab *v, uint32_t id)
 }
 
 /* The rules of vocab.h, in its order. */
-static int make_control(struct vocab *v)
+static int make_control(struct vocab *v, struct error *err)
 {
 	const struct image *im = &v->im;
 
@@ -51,6 +51,10 @@ static int make_control(struct vocab *v)
 		uint32_t n;
 		const uint8_t *p = image_token(im, im->added[i], &n);
 
+		if (n > VOCAB_ADDED_LEN_MAX)
+			return error_set(err, -EINVAL,
+					 "added token %u has %u bytes: want at most %d",
+					 im->added[i], n, VOCAB_ADDED_LEN_MAX);
 		if (is_named(im->h, im->added[i]) || starts_with(p, n, "<|") ||
 		    starts_with(p, n, "<\xEF\xBD\x9C"))
 			set_control(v, im->added[i]);
@@ -257,7 +261,7 @@ int vocab_new(struct vocab **ret, const struct image *im, void (*release)(void *
 		return -ENOMEM;
 	atomic_init(&v->n_refs, 1);
 	v->im = *im;
-	r = make_control(v);
+	r = make_control(v, err);
 	if (r == 0)
 		r = make_byte_ids(v, err);
 	if (r == 0)

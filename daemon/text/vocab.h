@@ -22,6 +22,10 @@
 struct error;
 struct vocab;
 
+/* Bytes of one added token: bounds what a text can cost where many of them share a prefix. The longest
+ * published ones have about 40. */
+#define VOCAB_ADDED_LEN_MAX 128
+
 /**
  * vocab_new() - build the lookup tables of an image
  * @im:      from image_open(); the view is copied, its mapping is not
@@ -29,8 +33,9 @@ struct vocab;
  *           not called when vocab_new() fails
  *
  * Refuses with -EINVAL what would make an encoding wrong or unbounded: a merge whose result is not
- * left and right put together or is a control token; a splitter other than BYTES without a token
- * for each byte that UTF-8 uses (the 13 others may be missing: V2 vocabularies have none for them).
+ * left and right put together or is a control token; an added token past VOCAB_ADDED_LEN_MAX; a
+ * splitter other than BYTES without a token for each byte that UTF-8 uses (the 13 others may be
+ * missing: V2 vocabularies have none for them).
  *
  * Return: 0, -EINVAL, -ENOMEM.  Time: linear in the image.  Thread: any.
  */

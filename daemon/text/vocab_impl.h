@@ -64,7 +64,8 @@ static inline const struct merge_slot *vocab_merge(const struct vocab *v, uint32
  * @m: the matcher: v->text or v->all
  *
  * Return: its id, or IMAGE_NONE; where it starts and ends in @ret_start and @ret_end.
- * Time: O(n × the longest added token) at worst; in texts that are not made for it, O(n).
+ * Time: O(n) in texts that are not made of beginnings of added tokens; at worst
+ * O(n × VOCAB_ADDED_LEN_MAX).
  */
 uint32_t vocab_match(const struct vocab *v, const struct matcher *m, const uint8_t *text,
 		     size_t from, size_t n, size_t *ret_start, size_t *ret_end);

@@ -18,7 +18,8 @@ struct batch_slot {
 	uint64_t seen_seq;                   /* of the step that had rows of it last */
 	uint32_t n_known;                    /* ids[0 .. n_known) are those of the sequence */
 	uint32_t sample_position, sample_id; /* last sample; position 0: none */
-	uint8_t domain[16];
+	uint8_t domain[16], shared_domain[16];
+	uint32_t n_shared;
 	struct channel_params params;
 };
 
@@ -143,6 +144,8 @@ static int read_params(struct batch *b, uint32_t i, struct channel_slot *shared,
 		return 0;
 	copy_shared(&fresh.params, &shared->params, sizeof(fresh.params));
 	copy_shared(fresh.domain, shared->domain, sizeof(fresh.domain));
+	copy_shared(fresh.shared_domain, shared->shared_domain, sizeof(fresh.shared_domain));
+	copy_shared(&fresh.n_shared, &shared->n_shared, sizeof(fresh.n_shared));
 	atomic_thread_fence(memory_order_acquire);
 	if (atomic_load_explicit(&shared->generation, memory_order_relaxed) != generation)
 		return error_set(err, -EBADMSG, "slot %u changed while it was read", i);
@@ -318,6 +321,8 @@ static int read_sequence(struct batch *b, void *channel, uint32_t first, uint32_
 		.n_rows = n,
 		.generation = s->generation,
 		.domain = s->domain,
+		.shared_domain = s->shared_domain,
+		.n_shared = s->n_shared,
 		.params = &s->params,
 		.ids = ids,
 		.pages = b->pages + (size_t)i * b->shape.max_pages,

@@ -15,8 +15,10 @@ struct error;
 /* Rows of one slot in a step. */
 struct engine_sequence {
 	uint32_t slot, first_row, n_rows;
-	uint64_t generation;   /* of the slot: another one is another sequence */
-	const uint8_t *domain; /* [16] */
+	uint64_t generation;          /* of the slot: another one is another sequence */
+	const uint8_t *domain;        /* [16] */
+	const uint8_t *shared_domain; /* [16]: of the pages of positions below n_shared */
+	uint32_t n_shared;
 	const struct channel_params *params;
 	const uint32_t *ids;   /* of positions 0 up to that of its last row */
 	const uint32_t *pages; /* block table up to the page of its last row */
@@ -59,8 +61,10 @@ struct engine {
 	/**
 	 * Run one step and fill ret[step->n_wants].
 	 *
-	 * Return: 0. -EDOM: logits were not finite. -EBADMSG: the step contradicts the pages. Both
-	 *         cost the step alone; any other error ends the worker.
+	 * A row whose logits are not finite answers CHANNEL_NO_TOKEN, and costs its sequence alone.
+	 *
+	 * Return: 0. -EBADMSG: the step contradicts the pages, and is void; any other error ends the
+	 *         worker.
 	 */
 	int (*step)(void *ctx, const struct engine_step *step, struct channel_result_row *ret,
 		    struct error *err);

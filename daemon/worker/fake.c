@@ -136,7 +136,7 @@ static int verify_before(struct fake *f, const struct engine_sequence *s, uint32
 			 struct error *err)
 {
 	struct fake_slot *slot = &f->slots[s->slot];
-	struct chain h = hash(s->domain, 16, 0);
+	struct chain h = hash(s->domain, 16, 0), shared = hash(s->shared_domain, 16, 0);
 	int r;
 
 	if (slot->generation != s->generation)
@@ -146,7 +146,7 @@ static int verify_before(struct fake *f, const struct engine_sequence *s, uint32
 	for (uint32_t p = 0; p < first_pos; p += PAGE_TOKENS) {
 		uint32_t i = p / PAGE_TOKENS, end = MIN(p + PAGE_TOKENS, first_pos);
 
-		if (end <= slot->n_rows && slot->pages[i] == s->pages[i] &&
+		if (p >= s->n_shared && end <= slot->n_rows && slot->pages[i] == s->pages[i] &&
 		    (end == p + PAGE_TOKENS || end == slot->n_rows)) {
 			/* Known; what a rewind cut short is recomputed like everything else. */
 			if (verify_row(f, s, end - 1, slot->ends[i], NULL) == 0) {
@@ -156,7 +156,9 @@ static int verify_before(struct fake *f, const struct engine_sequence *s, uint32
 		}
 		for (uint32_t q = p; q < end; q++) {
 			h = chain_next(h, s->ids[q], q);
-			r = verify_row(f, s, q, h, err);
+			if (q < s->n_shared)
+				shared = chain_next(shared, s->ids[q], q);
+			r = verify_row(f, s, q, q < s->n_shared ? shared : h, err);
 			if (r < 0)
 				return r;
 		}

@@ -26,6 +26,7 @@ struct sampler {
 	struct k_buffer *adjusted; /* [max_rows, n_vocab] */
 	float *row;                /* [n_vocab] */
 	uint32_t *counts;          /* [n_vocab], all 0 between calls: uses among generated ids */
+	bool *bad;                 /* [max_rows]: no id was left to draw */
 	bool *seen;                /* [n_vocab], all false between calls: among all ids */
 	struct k_sample *how, *how_adjusted;
 	struct k_sampled *drawn;
@@ -43,6 +44,7 @@ struct sampler *sampler_free(struct sampler *s)
 	free(s->row);
 	free(s->counts);
 	free(s->seen);
+	free(s->bad);
 	free(s->how);
 	free(s->how_adjusted);
 	free(s->drawn);
@@ -66,11 +68,12 @@ int sampler_new(struct sampler **ret, struct kernels *k, const struct sampler_co
 	s->row = calloc(cfg->n_vocab, sizeof(*s->row));
 	s->counts = calloc(cfg->n_vocab, sizeof(*s->counts));
 	s->seen = calloc(cfg->n_vocab, sizeof(*s->seen));
+	s->bad = calloc(cfg->max_rows, sizeof(*s->bad));
 	s->how = calloc(cfg->max_rows, sizeof(*s->how));
 	s->how_adjusted = calloc(cfg->max_rows, sizeof(*s->how_adjusted));
 	s->drawn = calloc(cfg->max_rows, sizeof(*s->drawn));
 	s->row_of = calloc(cfg->max_rows, sizeof(*s->row_of));
-	if (!s->banned || !s->eos || !s->row || !s->counts || !s->seen || !s->how ||
+	if (!s->banned || !s->eos || !s->row || !s->counts || !s->seen || !s->bad || !s->how ||
 	    !s->how_adjusted || !s->drawn || !s->row_of)
 		return -ENOMEM;
 	r = k->buffer_new(k, &s->adjusted, cfg->max_rows, cfg->n_vocab);
@@ -159,7 +162,8 @@ static int sample(struct sampler *s, const struct k_buffer *logits, uint32_t n,
 {
 	int r = s->k->sample(s->k, logits, n, s->n_vocab, s->banned, how, s->drawn);
 
-	return r < 0 ? error_set(err, r, "sampling %u rows: %m", n) : 0;
+	/* -EDOM: some rows have no token, and say so. */
+	return r < 0 && r != -EDOM ? error_set(err, r, "sampling %u rows: %m", n) : 0;
 }
 
 /* Draws the rows that need it from adjusted logits; what came out is then `given` to the others. */
@@ -189,8 +193,10 @@ static int draw_adjusted(struct sampler *s, const struct k_buffer *logits,
 	r = sample(s, s->adjusted, n_adjusted, s->how_adjusted, err);
 	if (r < 0)
 		return r;
-	for (uint32_t j = 0; j < n_adjusted; j++)
+	for (uint32_t j = 0; j < n_adjusted; j++) {
 		s->how[s->row_of[j]].given = s->drawn[j].id;
+		s->bad[s->row_of[j]] = s->drawn[j].id == K_ID_NONE;
+	}
 	return 0;
 }
 
@@ -205,6 +211,7 @@ int sampler_run(struct sampler *s, const struct k_buffer *logits, const struct e
 		s->how[i] = make_how(step->sequences[w->sequence].params,
 				     step->k.positions[w->row] + 1);
 		s->how[i].given = w->given;
+		s->bad[i] = false;
 	}
 	r = draw_adjusted(s, logits, step, first, n, err);
 	if (r < 0)
@@ -219,6 +226,13 @@ int sampler_run(struct sampler *s, const struct k_buffer *logits, const struct e
 		ret[i] = (struct channel_result_row){
 			.slot = step->sequences[w->sequence].slot,
 			.position = step->k.positions[w->row],
+			.token = CHANNEL_NO_TOKEN,
+		};
+		if (s->bad[i] || d->id == K_ID_NONE)
+			continue;
+		ret[i] = (struct channel_result_row){
+			.slot = ret[i].slot,
+			.position = ret[i].position,
 			.token = d->id,
 			.logprob = fmaxf(d->logprob, LOGPROB_FLOOR),
 			.n_top = MIN(d->n_top, CHANNEL_TOP_MAX),

@@ -31,7 +31,8 @@ DEFINE_CLEANUP(struct sampler *, sampler_free);
  * beside whatever it is made. End tokens that may not come yet, biases and penalties change the
  * logits the draw is made from; logprobs are always those of the model (MODEL.md §9, vLLM's order).
  *
- * Return: 0; -EDOM: logits were not finite, or no id was left.
+ * A row whose logits are not finite, or that has no id left, answers CHANNEL_NO_TOKEN.
+ * Return: 0; what the kernels say.
  */
 int sampler_run(struct sampler *s, const struct k_buffer *logits, const struct engine_step *step,
 		uint32_t first, uint32_t n, struct channel_result_row *ret, struct error *err);

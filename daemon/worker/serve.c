@@ -131,6 +131,15 @@ void serve_done(struct serve *s)
 	*s = SERVE_NULL;
 }
 
+static void relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
 static bool may_spin(void)
 {
 	cpu_set_t set;
@@ -179,7 +188,7 @@ static int wait_step(struct serve *s, int control_fd, uint32_t head, bool spin, 
 		r = n_waiting(ring, head, err);
 		if (r != 0)
 			return r < 0 ? r : 1;
-		__builtin_ia32_pause();
+		relax();
 	}
 	for (;;) {
 		/* Sequentially consistent on both sides: either we see the step or the broker sees
@@ -241,18 +250,18 @@ static int answer(struct serve *s, uint32_t head, uint32_t tail, struct batch *b
 	atomic_store_explicit(&h->steps.head, head + 1, memory_order_release);
 	if (r == 0)
 		r = engine->step(engine->ctx, &step, rows, err);
-	if (r < 0 && r != -EBADMSG && r != -EDOM)
+	if (r < 0 && r != -EBADMSG)
 		return r;
 	if (r < 0)
 		log_warning("step %llu: %s", (unsigned long long)step.seq, error_text(err, r));
 	for (uint32_t i = 0; r == 0 && i < step.n_wants; i++)
 		if (step.wants[i].given == UINT32_MAX)
-			batch_note_sample(b, rows[i].slot, rows[i].position + 1, rows[i].token);
+			/* No token: the sequence ends, but a queued step may name its sample. */
+			batch_note_sample(b, rows[i].slot, rows[i].position + 1,
+					  rows[i].token == CHANNEL_NO_TOKEN ? 0 : rows[i].token);
 	head_out = (struct channel_result){
 		.seq = step.seq,
-		.status = r == 0       ? CHANNEL_OK
-			  : r == -EDOM ? CHANNEL_NUMBERS
-				       : CHANNEL_BAD_STEP,
+		.status = r == 0 ? CHANNEL_OK : CHANNEL_BAD_STEP,
 		.n_rows = r == 0 ? step.n_wants : 0,
 		.usec = now_usec() - begin,
 	};

@@ -14,7 +14,7 @@
 #include "kernels.h"
 #include "limits.h"
 
-#define ROUNDS	   7
+#define ROUNDS     7
 #define COLD_BYTES (300u << 20)
 #define FMA_ROUNDS 4000000u
 
@@ -254,7 +254,7 @@ int main(int argc, char **argv)
 		.n_threads = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 0) : 0,
 		.cpu_mask = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 0) : UINT32_MAX,
 	};
-	struct bench b = {.mask = cfg.cpu_mask, .memory = malloc(COLD_BYTES)};
+	struct bench b = {.mask = cfg.cpu_mask, .memory = cpu_alloc(COLD_BYTES)};
 
 	if (!b.memory || kernels_cpu_new(&b.k, &cfg) < 0 ||
 	    threads_new(&b.threads, b.k->n_threads) < 0)

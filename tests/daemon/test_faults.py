@@ -190,6 +190,19 @@ def test_a_reader_that_stops_reading_pauses_and_hurts_nobody():
         settle(other, pages_used=0)
 
 
+def test_a_reader_that_never_reads_again_is_let_go():
+    with Daemon("--set", "conn.stall_seconds=1") as d:
+        slow, other = d.client(), d.client()
+        for i in range(8):
+            slow.start("hello", id=100 + i, max_tokens=3000, ignore_eos=True, logprobs=20)
+        settle(other, running=0, waiting=0, pages_used=0)
+        assert other.stats().protocol_errors == 1 and d.alive()
+        with pytest.raises(Closed):
+            while slow.recv().WhichOneof("msg") != "error":
+                pass
+            slow.recv()
+
+
 # Workers that die --------------------------------------------------------------------------------
 
 def test_a_killed_worker_ends_its_requests_with_retryable_and_comes_back():

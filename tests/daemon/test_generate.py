@@ -3,9 +3,7 @@
 broker whatever the model is."""
 import time
 
-import pytest
-
-from dsdtest import pb
+from dsdtest import Daemon, pb
 
 
 def test_greedy_repeats_itself(client):
@@ -191,9 +189,34 @@ def test_max_tokens_stops_at_the_context(client):
     assert a.finish == pb.FINISH_LENGTH and len(a.ids) == 8192 - 8101
 
 
-@pytest.mark.parametrize("field", ["suffix", "deadline_ms"])
-def test_what_is_not_there_yet_is_refused_by_name(client, field):
-    values = dict(suffix=b"x", deadline_ms=5)
-    client.send(5, generate=pb.Generate(text=b"x", **{field: values[field]}))
+def test_echo_puts_the_prompt_before_the_answer(client):
+    plain = client.generate("hello", max_tokens=5, temperature=0, ignore_eos=True)
+    a = client.generate("hello", max_tokens=5, temperature=0, ignore_eos=True, echo=True)
+    assert a.ids == [256] + list(b"hello") + plain.ids and a.text == b"hello" + plain.text
+    assert a.usage.completion_tokens == 5
+
+
+def test_echo_with_logprobs_scores_the_prompt(client):
+    prompt = "a prompt of two pages and a bit, so that a cached one would show" * 3
+    scored = client.score(prompt, logprobs=2)
+    client.generate(prompt, max_tokens=1)  # now the pool holds it
+    a = client.generate(prompt, max_tokens=3, temperature=0, ignore_eos=True, echo=True, logprobs=2)
+    assert len(a.logprobs) == len(scored) + 3 and not a.logprobs[0].HasField("logprob")
+    assert [(t.id, t.logprob) for t in a.logprobs[:len(scored)]] == [(t.id, t.logprob) for t in scored]
+
+
+def test_fill_in_the_middle_needs_its_tokens(client):
+    client.send(5, generate=pb.Generate(text=b"x", suffix=b"y"))
     e = client.recv().error
-    assert e.code == pb.CODE_UNIMPLEMENTED and field in e.message
+    assert e.code == pb.CODE_FAILED_PRECONDITION and "suffix" in e.message
+    client.send(5, generate=pb.Generate(ids=pb.Ids(ids=[1]), suffix=b"y"))
+    assert client.recv().error.code == pb.CODE_INVALID_ARGUMENT
+
+
+def test_a_deadline_ends_a_request_in_words():
+    with Daemon(env={"DSD_FAKE_STEP_USEC": "5000"}) as d:
+        c = d.client()
+        c.send(5, generate=pb.Generate(text=b"x", deadline_ms=200, sampling=pb.Sampling(ignore_eos=True)))
+        a = c.finish(5)
+        assert a.error.code == pb.CODE_DEADLINE_EXCEEDED and a.choices[0].ids
+        assert c.generate("x", max_tokens=3).error is None

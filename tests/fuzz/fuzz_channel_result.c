@@ -88,7 +88,7 @@ static void answer(struct world *w, struct input *in)
 	struct channel_result_row *rows = channel_result_rows(res);
 
 	res->seq = w->n_answered + 1;
-	res->status = take(in, 1) % 8 == 7 ? CHANNEL_NUMBERS : CHANNEL_OK;
+	res->status = take(in, 1) % 8 == 7 ? CHANNEL_BAD_STEP : CHANNEL_OK;
 	res->n_rows = w->n_asked[i];
 	for (uint32_t k = 0; k < res->n_rows; k++)
 		rows[k] = (struct channel_result_row){
@@ -153,8 +153,8 @@ static bool take_all(struct world *w)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
-	struct io io = { .ops = &plain_io_ops };
-	struct input in = { data, n };
+	struct io io = {.ops = &plain_io_ops};
+	struct input in = {data, n};
 	struct world *w = calloc(1, sizeof(*w));
 
 	must(w && channel_new(&w->channel, &io, N_SLOTS, MAX_ROWS, MAX_TOKENS, NULL) == 0);

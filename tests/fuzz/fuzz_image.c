@@ -22,9 +22,10 @@ static void must(bool ok)
 /* The 256 bytes, three merges, one added token, begin and end; two layers. */
 static uint8_t *good_image(size_t *ret_n)
 {
-	static const struct image_merge merges[] = { { 'a', 'b', 256 }, { 256, 'c', 257 }, { 'd', 'e', 258 } };
-	static const char *const words[] = { "ab", "abc", "de", "<added>", "<begin>", "<end>" };
-	static const uint32_t added[] = { 259 };
+	static const struct image_merge merges[] = {
+		{'a', 'b', 256}, {256, 'c', 257}, {'d', 'e', 258}};
+	static const char *const words[] = {"ab", "abc", "de", "<added>", "<begin>", "<end>"};
+	static const uint32_t added[] = {259};
 	struct image_stream streams[2];
 	struct image_builder b;
 	uint32_t offset[N_VOCAB + 1] = {};
@@ -62,7 +63,7 @@ static uint8_t *good_image(size_t *ret_n)
 	h->temperature = 0.6f;
 	h->top_p = 0.95f;
 	for (uint32_t i = 0; i < 2; i++)
-		streams[i] = (struct image_stream){ i, page_entry_row_bytes(h->entry, 16, 16) };
+		streams[i] = (struct image_stream){i, page_entry_row_bytes(h->entry, 16, 16)};
 	r = image_append(&b, &h->token_offset, offset, sizeof(offset));
 	r |= image_append(&b, &h->token_bytes, bytes, offset[N_VOCAB]);
 	r |= image_append(&b, &h->token_flags, flags, sizeof(flags));
@@ -88,7 +89,8 @@ static uint8_t *good_image(size_t *ret_n)
 static void change(uint8_t *image, size_t n, const uint8_t how[8])
 {
 	unsigned width = 1u << (how[2] & 3);
-	size_t range = how[2] & 4 ? n : sizeof(struct image_header); /* most of what matters is there */
+	size_t range =
+		how[2] & 4 ? n : sizeof(struct image_header); /* most of what matters is there */
 	size_t at;
 	uint64_t v = 0, value = 0;
 	uint16_t where;
@@ -164,7 +166,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 
 		(void)sum;
 		if (page_geometry_init(g, im.streams, im.n_streams, NULL) == 0)
-			must(g->stride % PAGE_ALIGN == 0 && g->stride <= PAGE_STRIDE_MAX + PAGE_ALIGN &&
+			must(g->stride % PAGE_ALIGN == 0 &&
+			     g->stride <= PAGE_STRIDE_MAX + PAGE_ALIGN &&
 			     g->stride >= g->token_bytes * PAGE_TOKENS);
 	}
 	free(image);

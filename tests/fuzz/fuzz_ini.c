@@ -53,8 +53,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 		must(err.code == r && err.text[0]);
 		return 0;
 	}
-	must(c.sched_slots >= 1 && c.sched_slots <= 256 && c.pool_entry <= 3 && c.worker_weights <= 2 &&
-	     c.log_level <= 7 && c.conn_max >= 1);
+	must(c.sched_slots >= 1 && c.sched_slots <= 256 && c.pool_entry <= 3 &&
+	     c.worker_weights <= 2 && c.log_level <= 7 && c.conn_max >= 1);
 	for (uint32_t i = 0; i < c.n_models; i++)
 		must(memchr(c.models[i].name, 0, CONFIG_NAME_MAX) && c.models[i].name[0] &&
 		     memchr(c.models[i].path, 0, CONFIG_PATH_MAX) && c.models[i].share >= 0 &&

@@ -33,6 +33,24 @@ static const struct variant variants[] = {
 #endif
 };
 
+#define EXIT_SKIPPED 77
+
+/* NULL, and a line that says why, where this CPU cannot run it. */
+static inline const struct variant *variant_named(const char *name)
+{
+	for (uint32_t i = 0; i < N_ELEMENTS(variants); i++) {
+		const struct variant *v = &variants[i];
+
+		if (strcmp(v->name, name) != 0)
+			continue;
+		if ((kernels_cpu_detect() & v->needs) == v->needs)
+			return v;
+		break;
+	}
+	printf("skipped: this CPU does not have %s\n", name);
+	return NULL;
+}
+
 /* Uniform in [-1, 1). */
 static inline float uniform(uint64_t *state)
 {

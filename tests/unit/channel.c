@@ -22,7 +22,7 @@
 
 #define N_VOCAB 100u
 
-static struct io plain = { .ops = &plain_io_ops };
+static struct io plain = {.ops = &plain_io_ops};
 
 /* The broker's end and what a worker sees of it through a mapping of its own. */
 struct ends {
@@ -69,11 +69,11 @@ static uint64_t post(struct ends *e, uint32_t n)
 
 	assert_non_null(rows);
 	for (uint32_t i = 0; i < n; i++)
-		rows[i] = (struct channel_row){ .slot = i % 4,
-						.position = 10 + i,
-						.token = i,
-						.flags = CHANNEL_WANT_LOGITS,
-						.mask = UINT32_MAX };
+		rows[i] = (struct channel_row){.slot = i % 4,
+					       .position = 10 + i,
+					       .token = i,
+					       .flags = CHANNEL_WANT_LOGITS,
+					       .mask = UINT32_MAX};
 	return channel_post_step(e->c, n);
 }
 
@@ -83,11 +83,10 @@ static struct channel_result_row *answer(struct ends *e, uint32_t i, uint32_t n)
 	struct channel_result *res = channel_result(e->shared, &e->shape, i);
 	struct channel_result_row *rows = channel_result_rows(res);
 
-	*res = (struct channel_result){ .seq = i + 1, .n_rows = n, .usec = 5 };
+	*res = (struct channel_result){.seq = i + 1, .n_rows = n, .usec = 5};
 	for (uint32_t k = 0; k < n; k++)
 		rows[k] = (struct channel_result_row){
-			.slot = k % 4, .position = 10 + k, .token = 7, .logprob = -0.5f
-		};
+			.slot = k % 4, .position = 10 + k, .token = 7, .logprob = -0.5f};
 	return rows;
 }
 
@@ -99,8 +98,11 @@ static int publish_and_take(struct ends *e, uint32_t tail, struct channel_reply 
 
 static void shape_is_in_order_and_aligned(void **state)
 {
-	static const uint32_t numbers[][3] = { { 1, 1, 1 }, { 32, 512, 65536 }, { 3, 7, 65 },
-					       { CHANNEL_SLOTS_MAX, CHANNEL_ROWS_MAX, IMAGE_CONTEXT_MAX } };
+	static const uint32_t numbers[][3] = {
+		{1, 1, 1},
+		{32, 512, 65536},
+		{3, 7, 65},
+		{CHANNEL_SLOTS_MAX, CHANNEL_ROWS_MAX, IMAGE_CONTEXT_MAX}};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
@@ -110,17 +112,18 @@ static void shape_is_in_order_and_aligned(void **state)
 		assert_int_equal(channel_shape_init(&s, n[0], n[1], n[2], NULL), 0);
 		assert_int_equal(s.max_pages, (n[2] + 63) / 64);
 		assert_true(s.slot_offset >= sizeof(struct channel_header));
-		assert_true(s.slot_stride >= sizeof(struct channel_slot) +
-						     4 * ((uint64_t)s.max_pages + n[2]));
+		assert_true(s.slot_stride >=
+			    sizeof(struct channel_slot) + 4 * ((uint64_t)s.max_pages + n[2]));
 		assert_int_equal(s.step_offset, s.slot_offset + n[0] * s.slot_stride);
-		assert_true(s.step_stride >=
-			    sizeof(struct channel_step) + sizeof(struct channel_row) * (uint64_t)n[1]);
+		assert_true(s.step_stride >= sizeof(struct channel_step) +
+						     sizeof(struct channel_row) * (uint64_t)n[1]);
 		assert_int_equal(s.result_offset, s.step_offset + CHANNEL_DEPTH * s.step_stride);
-		assert_true(s.result_stride >= sizeof(struct channel_result) +
-						       sizeof(struct channel_result_row) *
-							       (uint64_t)n[1]);
+		assert_true(s.result_stride >=
+			    sizeof(struct channel_result) +
+				    sizeof(struct channel_result_row) * (uint64_t)n[1]);
 		assert_int_equal(s.total_bytes, s.result_offset + CHANNEL_DEPTH * s.result_stride);
-		assert_int_equal((s.slot_offset | s.slot_stride | s.step_stride | s.result_stride) % 4096,
+		assert_int_equal((s.slot_offset | s.slot_stride | s.step_stride | s.result_stride) %
+					 4096,
 				 0);
 	}
 }
@@ -128,8 +131,8 @@ static void shape_is_in_order_and_aligned(void **state)
 static void shape_past_its_limits_is_refused(void **state)
 {
 	static const uint32_t bad[][3] = {
-		{ 0, 1, 1 }, { CHANNEL_SLOTS_MAX + 1, 1, 1 }, { 1, 0, 1 }, { 1, CHANNEL_ROWS_MAX + 1, 1 },
-		{ 1, 1, 0 }, { 1, 1, IMAGE_CONTEXT_MAX + 1 },
+		{0, 1, 1}, {CHANNEL_SLOTS_MAX + 1, 1, 1}, {1, 0, 1}, {1, CHANNEL_ROWS_MAX + 1, 1},
+		{1, 1, 0}, {1, 1, IMAGE_CONTEXT_MAX + 1},
 	};
 
 	(void)state;
@@ -137,7 +140,8 @@ static void shape_past_its_limits_is_refused(void **state)
 		struct channel_shape s;
 		struct error err = {};
 
-		assert_int_equal(channel_shape_init(&s, bad[i][0], bad[i][1], bad[i][2], &err), -EINVAL);
+		assert_int_equal(channel_shape_init(&s, bad[i][0], bad[i][1], bad[i][2], &err),
+				 -EINVAL);
 		assert_non_null(strstr(err.text, "want 1 to"));
 	}
 }
@@ -233,7 +237,7 @@ static void result_is_taken_once_as_written(void **state)
 	rows = answer(e, 0, 3);
 	rows[2].n_top = CHANNEL_TOP_MAX;
 	for (uint32_t i = 0; i < CHANNEL_TOP_MAX; i++)
-		rows[2].top[i] = (struct channel_top){ i, -1 };
+		rows[2].top[i] = (struct channel_top){i, -1};
 	assert_int_equal(publish_and_take(e, 1, &reply), 1);
 	assert_int_equal(reply.seq, 1);
 	assert_int_equal(reply.usec, 5);
@@ -254,10 +258,10 @@ static void rows_without_flags_get_no_answer(void **state)
 	struct channel_reply reply;
 
 	for (uint32_t i = 0; i < 3; i++)
-		rows[i] = (struct channel_row){ .slot = 1, .position = i, .mask = UINT32_MAX };
+		rows[i] = (struct channel_row){.slot = 1, .position = i, .mask = UINT32_MAX};
 	rows[2].flags = CHANNEL_WANT_LOGITS;
 	channel_post_step(e->c, 3);
-	*answer(e, 0, 1) = (struct channel_result_row){ .slot = 1, .position = 2 };
+	*answer(e, 0, 1) = (struct channel_result_row){.slot = 1, .position = 2};
 	assert_int_equal(publish_and_take(e, 1, &reply), 1);
 	assert_int_equal(reply.n_rows, 1);
 }
@@ -269,9 +273,9 @@ static void failed_step_has_no_rows(void **state)
 
 	post(e, 2);
 	answer(e, 0, 2)[0].token = N_VOCAB; /* nobody looks at it */
-	channel_result(e->shared, &e->shape, 0)->status = CHANNEL_NUMBERS;
+	channel_result(e->shared, &e->shape, 0)->status = CHANNEL_BAD_STEP;
 	assert_int_equal(publish_and_take(e, 1, &reply), 1);
-	assert_int_equal(reply.status, CHANNEL_NUMBERS);
+	assert_int_equal(reply.status, CHANNEL_BAD_STEP);
 	assert_int_equal(reply.n_rows, 0);
 }
 
@@ -357,9 +361,9 @@ static void break_top_logprob(struct channel_result *res, struct channel_result_
 static void impossible_results_are_refused_with_a_sentence(void **state)
 {
 	static void (*const breaks[])(struct channel_result *, struct channel_result_row *) = {
-		break_seq,	break_status,  break_few,	break_many,	 break_huge,
-		break_slot,	break_other_slot, break_position, break_token, break_nan,
-		break_infinite, break_positive, break_n_top,	break_top_id,	 break_top_logprob,
+		break_seq,      break_status,     break_few,      break_many,   break_huge,
+		break_slot,     break_other_slot, break_position, break_token,  break_nan,
+		break_infinite, break_positive,   break_n_top,    break_top_id, break_top_logprob,
 	};
 
 	for (size_t i = 0; i < sizeof(breaks) / sizeof(breaks[0]); i++) {
@@ -382,7 +386,7 @@ static void impossible_results_are_refused_with_a_sentence(void **state)
 
 static void counts_that_cannot_be_are_refused(void **state)
 {
-	static const uint32_t tails[] = { 2, 1000, UINT32_MAX, 0x80000000u };
+	static const uint32_t tails[] = {2, 1000, UINT32_MAX, 0x80000000u};
 
 	for (size_t i = 0; i < sizeof(tails) / sizeof(tails[0]); i++) {
 		struct ends *e = *state;
@@ -404,13 +408,13 @@ static void what_the_worker_writes_into_a_step_changes_no_check(void **state)
 	struct channel_row *rows = channel_begin_step(e->c);
 	struct channel_reply reply;
 
-	rows[0] = (struct channel_row){ .slot = 1, .position = 3, .flags = CHANNEL_WANT_LOGITS };
+	rows[0] = (struct channel_row){.slot = 1, .position = 3, .flags = CHANNEL_WANT_LOGITS};
 	/* Before it is posted and after. */
 	memset(seen, 0xff, 16 * sizeof(*seen));
 	channel_post_step(e->c, 1);
 	assert_int_equal(seen[0].slot, 1);
 	memset(seen, 0xff, 16 * sizeof(*seen));
-	*answer(e, 0, 1) = (struct channel_result_row){ .slot = 1, .position = 3 };
+	*answer(e, 0, 1) = (struct channel_result_row){.slot = 1, .position = 3};
 	assert_int_equal(publish_and_take(e, 1, &reply), 1);
 }
 

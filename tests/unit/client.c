@@ -773,6 +773,10 @@ static void request_of_another_version_is_taken_or_refused_by_its_bytes(void **s
 	big.r.size = 0;
 	assert_int_equal(dsc_generate(p.c, &big.r, &s), -EINVAL);
 	assert_non_null(strstr(dsc_error(p.c), "request.size: got 0"));
+	big.r.size = offsetof(struct dsc_request, deadline_ms);
+	assert_int_equal(dsc_generate(p.c, &big.r, &s), -EINVAL);
+	big.r.size += sizeof(big.r.deadline_ms); /* the first version */
+	assert_int_equal(dsc_generate(p.c, &big.r, &s), 0);
 	big.r.size = sizeof(big);
 	assert_int_equal(dsc_generate(p.c, &big.r, &s), 0);
 	big.later = 1;
@@ -856,6 +860,7 @@ static void large_request_goes_out_in_parts(void **state)
 	} while (at < size);
 	assert_int_equal(at, size);
 	assert_false(dsc_events(p.c) & POLLOUT);
+	wire_arena_done(&p.arena);
 	assert_int_equal(wire_arena_init(&p.arena, size - WIRE_HEADER_BYTES), 0);
 	frame = wire_unpack_client(got + WIRE_HEADER_BYTES, size - WIRE_HEADER_BYTES, &p.arena);
 	assert_non_null(frame);
@@ -1098,6 +1103,9 @@ static void models_and_stats_are_passed_on_whole(void **state)
 	sr.n_models = 1;
 	ms.name = (char *)"good";
 	ms.pages_used = 5;
+	ms.has_pages_cached = ms.has_preemptions = 1;
+	ms.pages_cached = 7;
+	ms.preemptions = UINT64_MAX;
 	assert_int_equal(dsc_stats(p.c, &s), 0);
 	f.id = peer_receive(&p)->id;
 	f.msg_case = DSD__SERVER_FRAME__MSG_STATS;
@@ -1109,6 +1117,8 @@ static void models_and_stats_are_passed_on_whole(void **state)
 	assert_int_equal(e->stats->n_models, 1);
 	assert_string_equal(e->stats->models[0]->name, "good");
 	assert_int_equal(e->stats->models[0]->pages_used, 5);
+	assert_int_equal(e->stats->models[0]->pages_cached, 7);
+	assert_true(e->stats->models[0]->preemptions == UINT64_MAX);
 	next(s, DSC_EVENT_DONE);
 	ended(s);
 	peer_done(&p);

@@ -36,8 +36,8 @@ static int parse(const char *text)
 
 static uint64_t field(size_t offset, bool is_64)
 {
-	return is_64 ? *(const uint64_t *)((const char *)&c + offset) :
-		       *(const uint32_t *)((const char *)&c + offset);
+	return is_64 ? *(const uint64_t *)((const char *)&c + offset)
+		     : *(const uint32_t *)((const char *)&c + offset);
 }
 
 static void every_number_has_its_range(void **state)
@@ -48,21 +48,21 @@ static void every_number_has_its_range(void **state)
 		bool is_64;
 		uint64_t min, max;
 	} keys[] = {
-		{ "pool.size", offsetof(struct config, pool_size), true, 0, UINT64_C(1) << 46 },
-		{ "sched.slots", offsetof(struct config, sched_slots), false, 1, 256 },
-		{ "sched.step_tokens", offsetof(struct config, sched_step_tokens), false, 16, 7936 },
-		{ "sched.queue", offsetof(struct config, sched_queue), false, 1, 1u << 20 },
-		{ "worker.threads", offsetof(struct config, worker_threads), false, 0, 1024 },
-		{ "worker.cpu_mask", offsetof(struct config, worker_cpu_mask), false, 0, UINT32_MAX },
-		{ "worker.context", offsetof(struct config, worker_context), false, 0, 1u << 20 },
-		{ "conn.max", offsetof(struct config, conn_max), false, 1, 100000 },
-		{ "conn.max_per_uid", offsetof(struct config, conn_max_per_uid), false, 1, 100000 },
+		{"pool.size", offsetof(struct config, pool_size), true, 0, UINT64_C(1) << 46},
+		{"sched.slots", offsetof(struct config, sched_slots), false, 1, 256},
+		{"sched.step_tokens", offsetof(struct config, sched_step_tokens), false, 16, 7936},
+		{"sched.queue", offsetof(struct config, sched_queue), false, 1, 1u << 20},
+		{"worker.threads", offsetof(struct config, worker_threads), false, 0, 1024},
+		{"worker.cpu_mask", offsetof(struct config, worker_cpu_mask), false, 0, UINT32_MAX},
+		{"worker.context", offsetof(struct config, worker_context), false, 0, 1u << 20},
+		{"conn.max", offsetof(struct config, conn_max), false, 1, 100000},
+		{"conn.max_per_uid", offsetof(struct config, conn_max_per_uid), false, 1, 100000},
 	};
 	char line[128];
 
 	(void)state;
 	for (size_t i = 0; i < N_ELEMENTS(keys); i++) {
-		const uint64_t good[] = { keys[i].min, keys[i].max };
+		const uint64_t good[] = {keys[i].min, keys[i].max};
 
 		for (int k = 0; k < 2; k++) {
 			snprintf(line, sizeof(line), "%s=%llu", keys[i].name,
@@ -93,6 +93,9 @@ static void words_are_taken_whole(void **state)
 	assert_int_equal(c.worker_weights, 2);
 	assert_int_equal(config_set(&c, "log.level=debug", &err), 0);
 	assert_int_equal(c.log_level, 7);
+	assert_int_equal(config_set(&c, "io.backend=epoll", &err), 0);
+	assert_int_equal(c.io_backend, 2);
+	assert_int_equal(config_set(&c, "io.backend=select", &err), -EINVAL);
 	assert_int_equal(config_set(&c, "pool.entry=int", &err), -EINVAL);
 	assert_string_equal(err.text, "pool.entry=int: want one of f32, bf16, int8, auto");
 	assert_int_equal(config_set(&c, "pool.entry=", &err), -EINVAL);
@@ -102,10 +105,20 @@ static void words_are_taken_whole(void **state)
 static void numbers_are_taken_whole(void **state)
 {
 	static const char *const bad[] = {
-		"sched.slots=4 ",  "sched.slots= 4",  "sched.slots=-1",	   "sched.slots=+1",
-		"sched.slots=0x4", "sched.slots=4k",  "sched.slots=4K",	   "sched.slots=",
-		"pool.size=1KK",   "pool.size=1Kb",   "pool.size=K",	   "pool.size=1.5G",
-		"pool.size=99999999999999999999",     "pool.size=18014398509481984K",
+		"sched.slots=4 ",
+		"sched.slots= 4",
+		"sched.slots=-1",
+		"sched.slots=+1",
+		"sched.slots=0x4",
+		"sched.slots=4k",
+		"sched.slots=4K",
+		"sched.slots=",
+		"pool.size=1KK",
+		"pool.size=1Kb",
+		"pool.size=K",
+		"pool.size=1.5G",
+		"pool.size=99999999999999999999",
+		"pool.size=18014398509481984K",
 	};
 
 	(void)state;
@@ -120,9 +133,9 @@ static void numbers_are_taken_whole(void **state)
 
 static void unknown_keys_are_named(void **state)
 {
-	static const char *const bad[] = { "sched.slot=1", "slots=1",	   ".=1",	 "=1",
-					   "sched.slots",  "sched.slots.=1", "model.a=1", "model.path=x",
-					   "model.a.size=1" };
+	static const char *const bad[] = {"sched.slot=1", "slots=1",      ".=1",
+					  "=1",           "sched.slots",  "sched.slots.=1",
+					  "model.a=1",    "model.path=x", "model.a.size=1"};
 
 	(void)state;
 	for (size_t i = 0; i < N_ELEMENTS(bad); i++)
@@ -173,17 +186,18 @@ static void models_are_added_by_path_and_name(void **state)
 	static const struct {
 		const char *spec, *path, *name;
 	} good[] = {
-		{ "/m/lite", "/m/lite", "lite" },
-		{ "/m/lite/", "/m/lite", "lite" },
-		{ "/m/lite///:x", "/m/lite", "x" },
-		{ "lite", "lite", "lite" },
-		{ "/m:a/lite", "/m:a/lite", "lite" },
-		{ "/m:a/b:c", "/m:a/b", "c" },
-		{ "/m/a:b:c", "/m/a:b", "c" },
-		{ "./f.gguf", "./f.gguf", "f.gguf" },
-		{ "/:root", "/", "root" },
+		{"/m/lite", "/m/lite", "lite"},
+		{"/m/lite/", "/m/lite", "lite"},
+		{"/m/lite///:x", "/m/lite", "x"},
+		{"lite", "lite", "lite"},
+		{"/m:a/lite", "/m:a/lite", "lite"},
+		{"/m:a/b:c", "/m:a/b", "c"},
+		{"/m/a:b:c", "/m/a:b", "c"},
+		{"./f.gguf", "./f.gguf", "f.gguf"},
+		{"/:root", "/", "root"},
 	};
-	static const char *const bad[] = { "", ":", ":x", "/", "///", "/m/lite:", "/m/..", "/m/a b", "/m/a:b c" };
+	static const char *const bad[] = {"",         ":",     ":x",     "/",       "///",
+					  "/m/lite:", "/m/..", "/m/a b", "/m/a:b c"};
 
 	(void)state;
 	for (size_t i = 0; i < N_ELEMENTS(good); i++) {
@@ -224,7 +238,7 @@ static void model_limits_hold(void **state)
 
 static void share_is_above_zero_and_at_most_one(void **state)
 {
-	static const char *const bad[] = { "0", "-0.5", "1.01", "nan", "inf", "", "x", "0.5x" };
+	static const char *const bad[] = {"0", "-0.5", "1.01", "nan", "inf", "", "x", "0.5x"};
 	char line[64];
 
 	(void)state;
@@ -262,12 +276,15 @@ static void drop_ins_come_in_order_of_names(void **state)
 	assert_int_equal(c.sched_slots, 32);
 	assert_int_equal(mkdir(drop, 0700), 0);
 	write_file(dir, "dsd.conf", "[sched]\nslots=1\nqueue=1\nstep_tokens=16\n");
+	/* Made in no order, so that neither order of a directory is the right one by chance. */
 	write_file(drop, "20-b.conf", "[sched]\nslots=20\nqueue=20\n");
-	write_file(drop, "10-a.conf", "[sched]\nslots=10\nstep_tokens=100\n");
-	write_file(drop, "30.conf.bak", "[sched]\nslots=30\n");
-	write_file(drop, ".40.conf", "[sched]\nslots=40\n");
+	write_file(drop, "40-d.conf", "[sched]\nslots=44\n");
+	write_file(drop, "10-a.conf", "[sched]\nslots=10\nqueue=10\nstep_tokens=100\n");
+	write_file(drop, "30-c.conf", "[sched]\nslots=30\n");
+	write_file(drop, "50.conf.bak", "[sched]\nslots=50\n");
+	write_file(drop, ".60.conf", "[sched]\nslots=60\n");
 	assert_int_equal(config_load(&c, path, &err), 0);
-	assert_int_equal(c.sched_slots, 20);
+	assert_int_equal(c.sched_slots, 44);
 	assert_int_equal(c.sched_queue, 20);
 	assert_int_equal(c.sched_step_tokens, 100);
 	assert_int_equal(config_set(&c, "sched.slots=7", &err), 0);

@@ -15,7 +15,7 @@
 #include "base/error.h"
 
 #define N_TOKENS 150u /* more than two pages, past the original YaRN context */
-#define N_PAGES	 16u
+#define N_PAGES  16u
 
 /* --- a random model ------------------------------------------------------------------------------ */
 
@@ -197,16 +197,16 @@ static void fixture_done(struct fixture *f)
 
 static const struct model_config lite = {
 	/* as V2-Lite: one query projection, greedy softmax router, shared experts, YaRN */
-	.n_layers = 3,	     .hidden = 48,
-	.n_vocab = 70,	     .n_context = 256,
+	.n_layers = 3,       .hidden = 48,
+	.n_vocab = 70,       .n_context = 256,
 	.rms_eps = 1e-6,     .n_heads = 3,
-	.nope = 12,	     .rope = 8,
-	.v_head = 20,	     .rank = 24,
+	.nope = 12,          .rope = 8,
+	.v_head = 20,        .rank = 24,
 	.rope_theta = 10000, .yarn = {true, 8, 32, 1, 0.707, 0.707, 32},
-	.inter = 36,	     .n_experts = 6,
-	.n_used = 2,	     .n_shared = 2,
+	.inter = 36,         .n_experts = 6,
+	.n_used = 2,         .n_shared = 2,
 	.moe_inter = 20,     .first_dense = 1,
-	.moe_freq = 1,	     .route = {.n_group = 1, .topk_group = 1, .scale = 1.0f},
+	.moe_freq = 1,       .route = {.n_group = 1, .topk_group = 1, .scale = 1.0f},
 };
 static const struct model_config grouped = {
 	/* as V2: query latents, group-limited greedy router, a large scale; nope and v swapped in size */
@@ -566,8 +566,8 @@ static void run_alone(struct run *r, const uint32_t *ids, uint32_t n, uint32_t n
 {
 	for (uint32_t at = 0; at < n;) {
 		uint32_t rows = at < n_prompt ? MIN(chunk, n_prompt - at) : 1;
-		struct piece p = {ids,	 at,
-				  rows,	 at >= n_prompt,
+		struct piece p = {ids,   at,
+				  rows,  at >= n_prompt,
 				  pages, logits + (size_t)at * r->f->m.cfg.n_vocab};
 
 		assert_int_equal(run_step(r, &p, 1), 0);
@@ -700,8 +700,8 @@ static void forward_bits_do_not_depend_on_the_batch(void **state)
 				if (at[s] == N_TOKENS)
 					continue;
 				pieces[n++] = (struct piece){
-					ids[s],	  at[s],
-					left,	  at[s] >= n_prompt[s],
+					ids[s],   at[s],
+					left,     at[s] >= n_prompt[s],
 					pages[s], got[s] + (size_t)at[s] * c->n_vocab};
 				at[s] += left;
 				done += at[s] == N_TOKENS;
@@ -734,7 +734,7 @@ static void forward_bits_of_resumed_rows_equal_first_run(void **state)
 	make_ids(&lite, ids, N_TOKENS, 3);
 	run_alone(&r, ids, N_TOKENS, 20, 20, pages_a, want);
 	struct piece prompt = {ids, 0, 20, false, pages_b, got};
-	struct piece rest = {ids,  20,	    N_TOKENS - 20,
+	struct piece rest = {ids,  20,      N_TOKENS - 20,
 			     true, pages_b, got + (size_t)20 * lite.n_vocab};
 
 	assert_int_equal(run_step(&r, &prompt, 1), 0);
@@ -794,9 +794,9 @@ static void forward_rejects_steps_outside_model_and_pool(void **state)
 	fixture_init(&f, &lite, K_F32, 1, UINT32_MAX);
 	run_init(&r, &f, K_ENTRY_F32);
 	const struct k_step bad[] = {
-		{0, 0, ids, positions, &seg},	  {201, 1, ids, positions, &seg},
-		{3, 1, ids, positions, &seg},	  {2, 1, bad_ids, positions, &seg},
-		{2, 1, ids, late, &beyond},	  {2, 1, ids, positions, &gap},
+		{0, 0, ids, positions, &seg},     {201, 1, ids, positions, &seg},
+		{3, 1, ids, positions, &seg},     {2, 1, bad_ids, positions, &seg},
+		{2, 1, ids, late, &beyond},       {2, 1, ids, positions, &gap},
 		{2, 1, ids, positions, &outside}, {2, 1, ids, positions + 1, &seg},
 		{1, 1, ids, positions, &seg},
 	};
@@ -857,7 +857,7 @@ static void model_yarn_has_published_frequencies_and_scales(void **state)
 	static const struct {
 		uint32_t i;
 		double inverse;
-	} known[] = {{11, 0.0390069266},   {12, 0.0268793601},	 {16, 0.0055},
+	} known[] = {{11, 0.0390069266},   {12, 0.0268793601},   {16, 0.0055},
 		     {20, 0.000790569415}, {22, 0.000177827941}, {23, 3.33380358e-05},
 		     {31, 3.33380358e-06}};
 	struct model_config c = {.nope = 128,

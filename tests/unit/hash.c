@@ -12,11 +12,11 @@
 
 #include "base/cleanup.h"
 
-static const uint8_t key_a[HASH_KEY_BYTES] = { 1 }, key_b[HASH_KEY_BYTES] = { 2 };
+static const uint8_t key_a[HASH_KEY_BYTES] = {1}, key_b[HASH_KEY_BYTES] = {2};
 
 static void mac_is_keyed_blake2b_of_lengths_and_parts(void **state)
 {
-	const struct hash_part parts[] = { { "ab", 2 }, { "", 0 }, { "c", 1 } };
+	const struct hash_part parts[] = {{"ab", 2}, {"", 0}, {"c", 1}};
 	static const uint8_t text[] = "\2\0\0\0\0\0\0\0ab\0\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0c";
 	uint8_t got[HASH_MAC_BYTES], want[HASH_MAC_BYTES];
 
@@ -31,10 +31,10 @@ static void mac_is_keyed_blake2b_of_lengths_and_parts(void **state)
 static void mac_differs_by_key_and_by_where_parts_end(void **state)
 {
 	const struct hash_part lists[][2] = {
-		{ { "ab", 2 }, { "c", 1 } },
-		{ { "a", 1 }, { "bc", 2 } },
-		{ { "abc", 3 }, { "", 0 } },
-		{ { "", 0 }, { "abc", 3 } },
+		{{"ab", 2}, {"c", 1}},
+		{{"a", 1}, {"bc", 2}},
+		{{"abc", 3}, {"", 0}},
+		{{"", 0}, {"abc", 3}},
 	};
 	uint8_t macs[N_ELEMENTS(lists) + 2][HASH_MAC_BYTES];
 

@@ -22,13 +22,13 @@
 
 #define N_VOCAB 260u
 
-static const struct image_merge good_merges[] = { { 'a', 'b', 256 }, { 256, 'c', 257 } };
-static const uint32_t good_added[] = { 258 };
+static const struct image_merge good_merges[] = {{'a', 'b', 256}, {256, 'c', 257}};
+static const uint32_t good_added[] = {258};
 
 /* Bytes, "ab", "abc", "<x>" (added), "<s>"; two layers of 16 + 16 in bf16. */
 static void build(struct image_builder *b)
 {
-	static const char *const words[] = { "ab", "abc", "<x>", "<s>" };
+	static const char *const words[] = {"ab", "abc", "<x>", "<s>"};
 	struct image_header *h = &b->h;
 	struct image_stream streams[2];
 	uint32_t offset[N_VOCAB + 1] = {};
@@ -63,7 +63,7 @@ static void build(struct image_builder *b)
 	h->n_merges = N_ELEMENTS(good_merges);
 	h->n_added = N_ELEMENTS(good_added);
 	for (uint32_t i = 0; i < 2; i++)
-		streams[i] = (struct image_stream){ i, 64 };
+		streams[i] = (struct image_stream){i, 64};
 	r = image_append(b, &h->token_offset, offset, sizeof(offset));
 	r |= image_append(b, &h->token_bytes, bytes, offset[N_VOCAB]);
 	r |= image_append(b, &h->token_flags, flags, sizeof(flags));
@@ -144,58 +144,58 @@ static void every_header_field_has_its_range(void **state)
 		uint32_t value;
 		const char *says;
 	} bad[] = {
-		{ 0, 0, "magic" },
-		{ H(version), 0, "version" },
-		{ H(version), 2, "version" },
-		{ H(header_bytes), sizeof(struct image_header) - 8, "header_bytes" },
-		{ H(header_bytes), sizeof(struct image_header) + 8, "header_bytes" },
-		{ H(total_bytes), 8, "total_bytes" },
-		{ H(total_bytes) + 4, 1, "total_bytes" },
-		{ H(n_vocab), 0, "n_vocab" },
-		{ H(n_vocab), IMAGE_VOCAB_MAX + 1, "n_vocab" },
-		{ H(n_vocab), N_VOCAB + 1, "" },
-		{ H(n_vocab), N_VOCAB - 1, "" },
-		{ H(n_context), 0, "n_context" },
-		{ H(n_context), IMAGE_CONTEXT_MAX + 1, "n_context" },
-		{ H(n_layers), 0, "n_layers" },
-		{ H(n_layers), IMAGE_LAYERS_MAX + 1, "n_layers" },
-		{ H(n_layers), 3, "3 layers" },
-		{ H(n_heads), 0, "n_heads" },
-		{ H(n_heads), 4097, "n_heads" },
-		{ H(hidden), 0, "hidden" },
-		{ H(hidden), (1u << 20) + 1, "hidden" },
-		{ H(kv_lora_rank), 0, "kv_lora_rank" },
-		{ H(kv_lora_rank), (1u << 16) + 1, "kv_lora_rank" },
-		{ H(kv_lora_rank), 32, "stream 0" },
-		{ H(qk_nope), 0, "qk_nope" },
-		{ H(qk_nope), (1u << 16) + 1, "qk_nope" },
-		{ H(qk_rope), 0, "qk_rope" },
-		{ H(qk_rope), (1u << 16) + 1, "qk_rope" },
-		{ H(v_head), 0, "v_head" },
-		{ H(v_head), (1u << 16) + 1, "v_head" },
-		{ H(entry), _PAGE_ENTRY_MAX, "entry" },
-		{ H(entry), PAGE_ENTRY_F32, "stream 0" },
-		{ H(entry), PAGE_ENTRY_INT8, "int8" }, /* rank 16 has no whole scale */
-		{ H(splitter), _IMAGE_SPLIT_MAX, "splitter" },
-		{ H(splitter), IMAGE_SPLIT_BYTES, "merges" },
-		{ H(renderer), _IMAGE_RENDER_MAX, "renderer" },
-		{ H(renderer), IMAGE_RENDER_V3, "control ids" },
-		{ H(add_bos), 2, "add_bos" },
-		{ H(n_eos), IMAGE_EOS_MAX + 1, "n_eos" },
-		{ H(eos), N_VOCAB, "end token" },
-		{ H(bos), N_VOCAB, "bos" },
-		{ H(bos), IMAGE_NONE, "begin token" },
-		{ H(token_user), N_VOCAB, "token_user" },
-		{ H(token_assistant), N_VOCAB, "token_assistant" },
-		{ H(fim_begin), N_VOCAB, "fim_begin" },
-		{ H(fim_hole), N_VOCAB, "fim_hole" },
-		{ H(fim_end), N_VOCAB, "fim_end" },
-		{ H(think_begin), N_VOCAB, "think_begin" },
-		{ H(think_end), N_VOCAB, "think_end" },
-		{ H(n_merges), IMAGE_MERGES_MAX + 1, "n_merges" },
-		{ H(n_merges), 3, "merges" },
-		{ H(n_added), IMAGE_ADDED_MAX + 1, "n_added" },
-		{ H(n_added), 0, "added" },
+		{0, 0, "magic"},
+		{H(version), 0, "version"},
+		{H(version), 2, "version"},
+		{H(header_bytes), sizeof(struct image_header) - 8, "header_bytes"},
+		{H(header_bytes), sizeof(struct image_header) + 8, "header_bytes"},
+		{H(total_bytes), 8, "total_bytes"},
+		{H(total_bytes) + 4, 1, "total_bytes"},
+		{H(n_vocab), 0, "n_vocab"},
+		{H(n_vocab), IMAGE_VOCAB_MAX + 1, "n_vocab"},
+		{H(n_vocab), N_VOCAB + 1, ""},
+		{H(n_vocab), N_VOCAB - 1, ""},
+		{H(n_context), 0, "n_context"},
+		{H(n_context), IMAGE_CONTEXT_MAX + 1, "n_context"},
+		{H(n_layers), 0, "n_layers"},
+		{H(n_layers), IMAGE_LAYERS_MAX + 1, "n_layers"},
+		{H(n_layers), 3, "3 layers"},
+		{H(n_heads), 0, "n_heads"},
+		{H(n_heads), 4097, "n_heads"},
+		{H(hidden), 0, "hidden"},
+		{H(hidden), (1u << 20) + 1, "hidden"},
+		{H(kv_lora_rank), 0, "kv_lora_rank"},
+		{H(kv_lora_rank), (1u << 16) + 1, "kv_lora_rank"},
+		{H(kv_lora_rank), 32, "stream 0"},
+		{H(qk_nope), 0, "qk_nope"},
+		{H(qk_nope), (1u << 16) + 1, "qk_nope"},
+		{H(qk_rope), 0, "qk_rope"},
+		{H(qk_rope), (1u << 16) + 1, "qk_rope"},
+		{H(v_head), 0, "v_head"},
+		{H(v_head), (1u << 16) + 1, "v_head"},
+		{H(entry), _PAGE_ENTRY_MAX, "entry"},
+		{H(entry), PAGE_ENTRY_F32, "stream 0"},
+		{H(entry), PAGE_ENTRY_INT8, "int8"}, /* rank 16 has no whole scale */
+		{H(splitter), _IMAGE_SPLIT_MAX, "splitter"},
+		{H(splitter), IMAGE_SPLIT_BYTES, "merges"},
+		{H(renderer), _IMAGE_RENDER_MAX, "renderer"},
+		{H(renderer), IMAGE_RENDER_V3, "control ids"},
+		{H(add_bos), 2, "add_bos"},
+		{H(n_eos), IMAGE_EOS_MAX + 1, "n_eos"},
+		{H(eos), N_VOCAB, "end token"},
+		{H(bos), N_VOCAB, "bos"},
+		{H(bos), IMAGE_NONE, "begin token"},
+		{H(token_user), N_VOCAB, "token_user"},
+		{H(token_assistant), N_VOCAB, "token_assistant"},
+		{H(fim_begin), N_VOCAB, "fim_begin"},
+		{H(fim_hole), N_VOCAB, "fim_hole"},
+		{H(fim_end), N_VOCAB, "fim_end"},
+		{H(think_begin), N_VOCAB, "think_begin"},
+		{H(think_end), N_VOCAB, "think_end"},
+		{H(n_merges), IMAGE_MERGES_MAX + 1, "n_merges"},
+		{H(n_merges), 3, "merges"},
+		{H(n_added), IMAGE_ADDED_MAX + 1, "n_added"},
+		{H(n_added), 0, "added"},
 	};
 	struct image im;
 	size_t n;
@@ -208,7 +208,8 @@ static void every_header_field_has_its_range(void **state)
 		memcpy(copy, p, n);
 		memcpy(copy + bad[i].offset, &bad[i].value, sizeof(bad[i].value));
 		if (image_open(&im, copy, n, &err) != -EINVAL)
-			fail_msg("row %zu (offset %zu = %u) was taken", i, bad[i].offset, bad[i].value);
+			fail_msg("row %zu (offset %zu = %u) was taken", i, bad[i].offset,
+				 bad[i].value);
 		if (!strstr(err.text, bad[i].says))
 			fail_msg("row %zu: \"%s\" does not say \"%s\"", i, err.text, bad[i].says);
 	}
@@ -223,17 +224,17 @@ static void sampling_defaults_have_ranges_where_present(void **state)
 		float temperature, top_p;
 		int want;
 	} rows[] = {
-		{ 0, NAN, NAN, 0 },
-		{ IMAGE_DEFAULT_TEMPERATURE, 0, 0, 0 },
-		{ IMAGE_DEFAULT_TEMPERATURE, 100, 0, 0 },
-		{ IMAGE_DEFAULT_TEMPERATURE, -0.1f, 0, -EINVAL },
-		{ IMAGE_DEFAULT_TEMPERATURE, 100.1f, 0, -EINVAL },
-		{ IMAGE_DEFAULT_TEMPERATURE, NAN, 0, -EINVAL },
-		{ IMAGE_DEFAULT_TEMPERATURE, INFINITY, 0, -EINVAL },
-		{ IMAGE_DEFAULT_TOP_P, 0, 1, 0 },
-		{ IMAGE_DEFAULT_TOP_P, 0, 0, -EINVAL },
-		{ IMAGE_DEFAULT_TOP_P, 0, 1.01f, -EINVAL },
-		{ IMAGE_DEFAULT_TOP_P, 0, NAN, -EINVAL },
+		{0, NAN, NAN, 0},
+		{IMAGE_DEFAULT_TEMPERATURE, 0, 0, 0},
+		{IMAGE_DEFAULT_TEMPERATURE, 100, 0, 0},
+		{IMAGE_DEFAULT_TEMPERATURE, -0.1f, 0, -EINVAL},
+		{IMAGE_DEFAULT_TEMPERATURE, 100.1f, 0, -EINVAL},
+		{IMAGE_DEFAULT_TEMPERATURE, NAN, 0, -EINVAL},
+		{IMAGE_DEFAULT_TEMPERATURE, INFINITY, 0, -EINVAL},
+		{IMAGE_DEFAULT_TOP_P, 0, 1, 0},
+		{IMAGE_DEFAULT_TOP_P, 0, 0, -EINVAL},
+		{IMAGE_DEFAULT_TOP_P, 0, 1.01f, -EINVAL},
+		{IMAGE_DEFAULT_TOP_P, 0, NAN, -EINVAL},
 	};
 	struct image im;
 	size_t n;
@@ -264,8 +265,8 @@ static void name_without_end_is_refused(void **state)
 
 static void sections_lie_inside_aligned_and_of_their_size(void **state)
 {
-	static const size_t sections[] = { H(token_offset), H(token_bytes), H(token_flags),
-					   H(merges),	    H(added),	    H(streams) };
+	static const size_t sections[] = {H(token_offset), H(token_bytes), H(token_flags),
+					  H(merges),       H(added),       H(streams)};
 	struct image im;
 	size_t n;
 	uint8_t *p = good_image(&n), *copy = malloc(n);
@@ -273,8 +274,13 @@ static void sections_lie_inside_aligned_and_of_their_size(void **state)
 	(void)state;
 	for (size_t i = 0; i < N_ELEMENTS(sections); i++) {
 		struct image_section *s = (struct image_section *)(copy + sections[i]);
-		const uint64_t offsets[] = { 0, 8, sizeof(struct image_header) - 8, n + 8, UINT64_MAX - 7,
-					     n & ~UINT64_C(7), UINT64_C(1) << 32 };
+		const uint64_t offsets[] = {0,
+					    8,
+					    sizeof(struct image_header) - 8,
+					    n + 8,
+					    UINT64_MAX - 7,
+					    n & ~UINT64_C(7),
+					    UINT64_C(1) << 32};
 		uint64_t good;
 
 		for (size_t k = 0; k < N_ELEMENTS(offsets); k++) {
@@ -348,8 +354,8 @@ static void tokens_ascend_and_fill_their_section(void **state)
 	static const struct {
 		uint32_t index, value;
 	} bad[] = {
-		{ 0, 1 }, { 10, 8 }, { 10, 12 }, { 10, UINT32_MAX }, { N_VOCAB, 0 }, { N_VOCAB, 1000 },
-		{ 259, 258 }, /* the added token becomes empty */
+		{0, 1},       {10, 8},         {10, 12},   {10, UINT32_MAX},
+		{N_VOCAB, 0}, {N_VOCAB, 1000}, {259, 258}, /* the added token becomes empty */
 	};
 	struct image im;
 	size_t n;

@@ -7,9 +7,11 @@ Run by hand, the output is committed:
 A larger set with another seed is checked with `unit-text-vectors v3 FILE`:
     python3 make_tokenizer_vectors.py --data ../../../shared/data --out /tmp --scale 50 --seed 7
 
-A file has one JSON value a line: first an object that says how it was made, then arrays of a text and
+A .vectors file has one JSON value a line: first an object that says how it was made, then arrays of a text and
 its ids. The texts have no character that is unassigned in Unicode 14, because libraries of different
-Unicode versions cut differently around those that were assigned later.
+Unicode versions cut differently around those that were assigned later. A .chats file has conversations
+rendered by the published templates and encoded as one string: a list of roles and texts, whether a
+generation prompt follows, and the ids.
 """
 import argparse
 import json
@@ -17,6 +19,7 @@ import pathlib
 import random
 import unicodedata
 
+import jinja2
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -29,6 +32,11 @@ V2_LETTERS = """41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-37
 2145-2149 214E 2183 2184 2C00-2C7B 2C7E-2CE4 2CEB-2CEE 2CF2 2CF3 A640-A66D A680-A69B A722-A76F
 A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3
 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943"""
+
+# MODEL.md §8.5, as DeepSeek-V2-Lite-Chat has it
+V2_TEMPLATE = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ 'User: ' + m['content'] +
+'\n\n' }}{% elif m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + eos_token }}{% else %}{{
+m['content'] + '\n\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
 
 # Blocks to draw words from: (first, last) code points.
 BLOCKS = [
@@ -293,6 +301,35 @@ def ordinary_tokens(tok):
             all(unicodedata.category(c) != "Cn" for c in t)]
 
 
+def chats(tok, template, texts, seed):
+    """Conversations of any order of roles, and what the template and the tokenizer make of them."""
+    r = random.Random(seed)
+    render = jinja2.Environment().from_string(template).render
+    texts = [t for t in texts if "<" not in t]
+    for _ in range(60):
+        messages = [{"role": r.choice(["system", "user", "user", "assistant"]),
+                     "content": r.choice([r.choice(texts), r.choice(texts), "\n", ""])}
+                    for _ in range(r.randint(1, 5))]
+        prompt = r.random() < 0.6
+        text = render(messages=messages, add_generation_prompt=prompt,
+                      bos_token="<｜begin▁of▁sentence｜>", eos_token="<｜end▁of▁sentence｜>")
+        ids = tok.encode(text, add_special_tokens=False).ids
+        yield [[[m["role"], m["content"]] for m in messages], prompt, ids]
+
+
+def together(tok, first):
+    """32-bit FNV-1a of a bit map over all characters: whether one makes a single piece with @first. The
+    characters are those whose place in the explicit ranges of the patterns decides."""
+    bits = bytearray(0x110000 // 8)
+    for c in range(0x110000):
+        if not 0xD800 <= c < 0xE000 and len(tok.pre_tokenizer.pre_tokenize_str(first + chr(c))) == 1:
+            bits[c // 8] |= 1 << c % 8
+    h = 0x811C9DC5
+    for b in bits:
+        h = (h ^ b) * 0x01000193 & 0xFFFFFFFF
+    return h
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=pathlib.Path, required=True, help="directory of the published test data")
@@ -300,19 +337,24 @@ def main():
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--scale", type=float, default=1, help="how many times the committed number of texts")
     a = p.parse_args()
+    v3 = a.data / "tokenizer-deepseek-v3"
+    v3_template = json.loads((v3 / "tokenizer_config.json").read_text())["chat_template"]
     kinds = {
-        "v3": (Tokenizer.from_file(str(a.data / "tokenizer-deepseek-v3/tokenizer.json")), 2200),
-        "v2": (tokenizer_v2(a.data), 800),
+        "v3": (Tokenizer.from_file(str(v3 / "tokenizer.json")), 2200, v3_template, "一"),
+        "v2": (tokenizer_v2(a.data), 800, V2_TEMPLATE, "é!一"),
     }
-    for name, (tok, n) in kinds.items():
+    for name, (tok, n, template, firsts) in kinds.items():
         texts = Texts(a.seed, ordinary_tokens(tok)).draw(int(n * a.scale))
         with open(a.out / f"tokenizer-{name}.vectors", "w", encoding="utf-8", newline="\n") as f:
             made = {"vocabulary": name, "library": f"tokenizers {tokenizers.__version__}", "seed": a.seed,
-                    "texts": len(texts)}
-            f.write(json.dumps(made) + "\n")
+                    "texts": len(texts), "together": {c: together(tok, c) for c in firsts}}
+            f.write(json.dumps(made, ensure_ascii=False) + "\n")
             for text in texts:
                 ids = tok.encode(text, add_special_tokens=False).ids
                 f.write(json.dumps([text] + ids, ensure_ascii=False, separators=(",", ":")) + "\n")
+        with open(a.out / f"tokenizer-{name}.chats", "w", encoding="utf-8", newline="\n") as f:
+            for chat in chats(tok, template, texts, a.seed):
+                f.write(json.dumps(chat, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

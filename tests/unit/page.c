@@ -30,7 +30,7 @@ static void row_bytes_follow_the_entry(void **state)
 
 static void streams_lie_one_after_the_other(void **state)
 {
-	const struct image_stream streams[] = { { 0, 100 }, { 1, 100 }, { 2, 4 } };
+	const struct image_stream streams[] = {{0, 100}, {1, 100}, {2, 4}};
 	static uint8_t pool[4 * 16384];
 
 	(void)state;
@@ -50,7 +50,7 @@ static void stride_of_v2_lite_in_bf16(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < 27; i++)
-		streams[i] = (struct image_stream){ i, 1152 };
+		streams[i] = (struct image_stream){i, 1152};
 	assert_int_equal(page_geometry_init(&g, streams, 27, NULL), 0);
 	assert_int_equal(g.stride, 1990656);
 	assert_int_equal(g.token_bytes, 31104);
@@ -59,13 +59,13 @@ static void stride_of_v2_lite_in_bf16(void **state)
 static void impossible_pages_are_refused(void **state)
 {
 	static struct image_stream many[PAGE_STREAMS_MAX + 1];
-	const struct image_stream odd = { 0, 6 }, none = { 0, 0 }, huge = { 0, 1u << 30 };
-	const struct image_stream edge[] = { { 0, PAGE_STRIDE_MAX / PAGE_TOKENS }, { 1, 4 } };
+	const struct image_stream odd = {0, 6}, none = {0, 0}, huge = {0, 1u << 30};
+	const struct image_stream edge[] = {{0, PAGE_STRIDE_MAX / PAGE_TOKENS}, {1, 4}};
 	struct error err = {};
 
 	(void)state;
 	for (uint32_t i = 0; i <= PAGE_STREAMS_MAX; i++)
-		many[i] = (struct image_stream){ i, 4 };
+		many[i] = (struct image_stream){i, 4};
 	assert_int_equal(page_geometry_init(&g, many, 0, &err), -EINVAL);
 	assert_int_equal(page_geometry_init(&g, many, PAGE_STREAMS_MAX + 1, &err), -EINVAL);
 	assert_non_null(strstr(err.text, "1025 streams"));

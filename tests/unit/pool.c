@@ -19,13 +19,13 @@
 #include "layout/image.h"
 #include "plain_io.h"
 
-static struct io plain = { .ops = &plain_io_ops };
+static struct io plain = {.ops = &plain_io_ops};
 
 /* One stream of 4-byte rows: pages of 4,096 bytes. */
 static struct pool *new_pool(uint32_t n_pages, uint8_t key)
 {
-	const struct image_stream stream = { 0, 4 };
-	struct pool_config cfg = { .io = &plain, .n_pages = n_pages, .key = { key }, .model = { 9 } };
+	const struct image_stream stream = {0, 4};
+	struct pool_config cfg = {.io = &plain, .n_pages = n_pages, .key = {key}, .model = {9}};
 	struct pool *p = NULL;
 	struct error err = {};
 
@@ -49,7 +49,7 @@ static const struct page_record *map_records(const struct pool *p)
 	off_t want = PAGE_META_HEADER_BYTES + (off_t)pool_n_pages(p) * 512;
 	char target[64], path[32];
 
-	for (int fd = 3; fd < 64; fd++) {
+	for (int fd = 63; fd > 2; fd--) { /* the newest, should a failed test have left one */
 		struct stat st;
 		uint8_t *meta;
 		ssize_t n;
@@ -78,8 +78,8 @@ static void unmap_records(const struct pool *p, const struct page_record *record
 
 static void pool_of_no_pages_is_refused(void **state)
 {
-	const struct image_stream stream = { 0, 4 };
-	struct pool_config cfg = { .io = &plain };
+	const struct image_stream stream = {0, 4};
+	struct pool_config cfg = {.io = &plain};
 	struct pool *p = NULL;
 	struct error err = {};
 
@@ -107,7 +107,7 @@ static void data_is_sealed_in_size_and_stays_writable(void **state)
 
 static void pages_run_out_and_come_back(void **state)
 {
-	const uint8_t domain[16] = { 1 };
+	const uint8_t domain[16] = {1};
 	struct pool *p = new_pool(3, 1);
 	page_id pages[3], extra = 77;
 	bool seen[3] = {};
@@ -133,7 +133,7 @@ static void pages_run_out_and_come_back(void **state)
 
 static void page_is_zeroed_when_its_domain_changes_and_only_then(void **state)
 {
-	const uint8_t mine[16] = { 1 }, theirs[16] = { 2 };
+	const uint8_t mine[16] = {1}, theirs[16] = {2};
 	struct pool *p = new_pool(1, 1);
 	uint8_t *data = map_data(p);
 	page_id page;
@@ -156,8 +156,8 @@ static void page_is_zeroed_when_its_domain_changes_and_only_then(void **state)
 static void chain_differs_by_parent_ids_and_key(void **state)
 {
 	struct pool *a = new_pool(1, 1), *b = new_pool(1, 2);
-	const uint8_t zeros[16] = {}, parent[16] = { 1 };
-	uint32_t ids[PAGE_TOKENS] = { 5 };
+	const uint8_t zeros[16] = {}, parent[16] = {1};
+	uint32_t ids[PAGE_TOKENS] = {5};
 	uint8_t chains[5][16], again[16];
 
 	(void)state;
@@ -195,7 +195,7 @@ static void domain_differs_by_uid_and_key(void **state)
 
 static void sealed_record_says_what_the_page_holds(void **state)
 {
-	const uint8_t domain[16] = { 3 }, parent[16] = { 4 };
+	const uint8_t domain[16] = {3}, parent[16] = {4};
 	struct pool *p = new_pool(2, 1);
 	const struct page_record *records = map_records(p), *rec;
 	uint32_t ids[PAGE_TOKENS];
@@ -209,13 +209,15 @@ static void sealed_record_says_what_the_page_holds(void **state)
 	rec = &records[page];
 	assert_int_equal(rec->state, PAGE_OPEN);
 	assert_int_equal(rec->generation % 2, 0);
-	pool_seal_page(p, page, parent, 128, ids, true, chain);
+	memcpy(chain, parent, 16);
+	pool_seal_page(p, page, chain, 128, ids, 150, chain); /* in place, as sequences do it */
 	pool_chain(p, parent, ids, PAGE_TOKENS, want);
 	assert_memory_equal(chain, want, 16);
 	assert_int_equal(rec->magic, PAGE_RECORD_MAGIC);
 	assert_int_equal(rec->state, PAGE_SEALED);
 	assert_int_equal(rec->generation % 2, 0);
 	assert_int_equal(rec->flags, PAGE_FLAG_GENERATED);
+	assert_int_equal(rec->n_prompt, 150);
 	assert_int_equal(rec->page, page);
 	assert_int_equal(rec->first_pos, 128);
 	assert_int_equal(rec->n_tokens, PAGE_TOKENS);
@@ -225,6 +227,8 @@ static void sealed_record_says_what_the_page_holds(void **state)
 	assert_memory_equal(rec->ids, ids, sizeof(ids));
 	assert_int_equal(rec->model[0], 9);
 	pool_unref_page(p, page);
+	assert_int_equal(rec->state, PAGE_SEALED); /* cached */
+	assert_int_equal(pool_drop_cached(p, NULL), 1);
 	assert_int_equal(rec->state, PAGE_FREE);
 	for (uint32_t i = 0; i < PAGE_TOKENS; i++) /* nobody's words stay behind */
 		assert_int_equal(rec->ids[i], 0);
@@ -232,65 +236,109 @@ static void sealed_record_says_what_the_page_holds(void **state)
 	pool_free(p);
 }
 
+struct model {
+	uint32_t refs[24], n_available;
+	uint64_t sealed_at
+		[24]; /* operation that sealed the page: its first id; 0: it is not sealed */
+	uint8_t domains[3][16], owner[24];
+};
+
+static void random_take(struct pool *p, struct model *m, uint32_t uid)
+{
+	page_id page = PAGE_NONE;
+	int r = pool_take_page(p, m->domains[uid], &page);
+
+	assert_int_equal(r, m->n_available ? 0 : -EAGAIN);
+	if (r < 0)
+		return;
+	assert_int_equal(m->refs[page], 0);
+	m->refs[page] = 1;
+	m->sealed_at[page] = 0;
+	m->owner[page] = (uint8_t)uid;
+	m->n_available--;
+}
+
+/* What was sealed is found by its owner alone, for as long as nobody took its page. */
+static void random_find(struct pool *p, struct model *m, page_id page, uint32_t uid)
+{
+	const uint32_t ids[PAGE_TOKENS] = {(uint32_t)m->sealed_at[page]};
+	const uint8_t *domain = m->domains[uid];
+	bool want = m->sealed_at[page] && m->owner[page] == uid;
+	uint8_t chain[16];
+	page_id found;
+
+	if (!m->sealed_at[page] || m->refs[page] > 3)
+		return;
+	found = pool_find_page(p, domain, m->domains[m->owner[page]], 0, ids, 64, false, chain);
+	assert_int_equal(found, want ? page : PAGE_NONE);
+	if (want)
+		m->n_available -= m->refs[page]++ == 0;
+}
+
 static void random_operations_keep_every_invariant(void **state)
 {
-	enum { N_PAGES = 24, N_OPS = 100000 };
-	struct pool *p = new_pool(N_PAGES, 1);
+	enum { N_OPS = 100000 };
+	struct pool *p = new_pool(24, 1);
 	const struct page_record *records = map_records(p);
-	uint32_t refs[N_PAGES] = {}, n_free = N_PAGES, seed = 1;
-	bool sealed[N_PAGES] = {};
-	uint8_t domains[3][16], owner[N_PAGES];
-	const uint32_t ids[PAGE_TOKENS] = { 1 };
+	struct model m = {.n_available = 24};
+	uint32_t seed = 1;
 	struct error err = {};
 	uint8_t chain[16];
 
 	(void)state;
 	for (uid_t u = 0; u < 3; u++)
-		pool_domain(p, u, domains[u]);
-	for (int op = 0; op < N_OPS; op++) {
+		pool_domain(p, u, m.domains[u]);
+	for (uint32_t op = 1; op <= N_OPS; op++) {
+		const uint32_t ids[PAGE_TOKENS] = {op};
 		page_id page;
 		uint32_t x;
 
 		seed = seed * 1664525 + 1013904223;
 		x = seed >> 8;
-		page = x / 4 % N_PAGES;
-		switch (x % 4) {
+		page = x / 8 % 24;
+		switch (x % 8) {
 		case 0:
-			x = x / 4 % 3;
-			assert_int_equal(pool_take_page(p, domains[x], &page), n_free ? 0 : -EAGAIN);
-			if (n_free == 0)
-				break;
-			assert_int_equal(refs[page], 0);
-			refs[page] = 1;
-			sealed[page] = false;
-			owner[page] = (uint8_t)x;
-			n_free--;
-			break;
 		case 1:
-			if (refs[page] && refs[page] < 4) {
-				pool_ref_page(p, page);
-				refs[page]++;
-			}
+			random_take(p, &m, x / 8 % 3);
 			break;
 		case 2:
-			if (refs[page] && !sealed[page]) {
-				pool_seal_page(p, page, domains[0], 0, ids, false, chain);
-				sealed[page] = true;
+			if (m.refs[page] && m.refs[page] < 4) {
+				pool_ref_page(p, page);
+				m.refs[page]++;
+			}
+			break;
+		case 3:
+			if (m.refs[page] && !m.sealed_at[page]) {
+				pool_seal_page(p, page, m.domains[m.owner[page]], 0, ids, 64,
+					       chain);
+				m.sealed_at[page] = op;
+			}
+			break;
+		case 4:
+			random_find(p, &m, page, x / 256 % 3);
+			break;
+		case 5:
+			if (x / 256 % 100 == 0) {
+				pool_drop_cached(p, m.domains[0]);
+				for (page_id i = 0; i < 24; i++)
+					if (!m.refs[i] && m.owner[i] == 0)
+						m.sealed_at[i] = 0;
 			}
 			break;
 		default:
-			if (refs[page]) {
+			if (m.refs[page]) {
 				pool_unref_page(p, page);
-				n_free += --refs[page] == 0;
+				m.n_available += --m.refs[page] == 0;
 			}
 		}
 		if (pool_check(p, &err) < 0)
-			fail_msg("after operation %d: %s", op, err.text);
-		assert_int_equal(pool_n_free(p), n_free);
+			fail_msg("after operation %u: %s", op, err.text);
+		assert_int_equal(pool_n_available(p), m.n_available);
 		assert_int_equal(records[page].generation % 2, 0);
-		if (refs[page]) {
-			assert_int_equal(records[page].state, sealed[page] ? PAGE_SEALED : PAGE_OPEN);
-			assert_memory_equal(records[page].domain, domains[owner[page]], 16);
+		if (m.refs[page]) {
+			assert_int_equal(records[page].state,
+					 m.sealed_at[page] ? PAGE_SEALED : PAGE_OPEN);
+			assert_memory_equal(records[page].domain, m.domains[m.owner[page]], 16);
 		}
 	}
 	unmap_records(p, records);

@@ -4,12 +4,15 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "layout/image.h"
 #include "plain_io.h"
@@ -32,6 +35,28 @@ static uint32_t sample(const struct rig *r, uint64_t value)
 	return (uint32_t)(value % (RIG_VOCAB - 1));
 }
 
+static size_t meta_bytes(const struct rig *r)
+{
+	return PAGE_META_HEADER_BYTES + pool_n_pages(r->pool) * sizeof(struct page_record);
+}
+
+/* The pool keeps the descriptor for itself: found by its name. */
+static void map_meta(struct rig *r)
+{
+	for (int fd = 63; fd > 2; fd--) { /* the newest, should a failed test have left one */
+		char path[32], target[64] = "";
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		if (readlink(path, target, sizeof(target) - 1) < 0 ||
+		    !strstr(target, "dsd-pool-meta"))
+			continue;
+		r->meta = mmap(NULL, meta_bytes(r), PROT_READ, MAP_SHARED, fd, 0);
+		assert_ptr_not_equal(r->meta, MAP_FAILED);
+		return;
+	}
+	fail_msg("no pool-meta among the descriptors");
+}
+
 void rig_new_worker(struct rig *r)
 {
 	struct error err = {};
@@ -47,27 +72,27 @@ void rig_new_worker(struct rig *r)
 			 channel_fd(r->channel), 0);
 	assert_ptr_not_equal(r->shared, MAP_FAILED);
 	r->n_done = 0;
+	memset(r->n_before, 0, sizeof(r->n_before));
 	sched_set_channel(r->sched, r->channel);
 }
 
 struct rig *rig_new(const struct rig_config *cfg)
 {
-	const struct image_stream stream = { 0, ROW_BYTES };
+	const struct image_stream stream = {0, ROW_BYTES};
 	struct rig *r = calloc(1, sizeof(*r));
 	struct pool_config *pc = calloc(1, sizeof(*pc));
-	uint64_t limits[_QUOTA_MAX] = { UINT64_MAX, UINT64_MAX, UINT64_MAX };
+	const uint64_t limits[_QUOTA_MAX] = {UINT64_MAX, UINT64_MAX, UINT64_MAX};
 	struct sched_config sc;
 
 	assert_true(r && pc);
 	r->io.ops = &plain_io_ops;
-	*pc = (struct pool_config){ .io = &r->io, .n_pages = cfg->n_pages, .key = { 1 } };
+	*pc = (struct pool_config){.io = &r->io, .n_pages = cfg->n_pages, .key = {1}};
 	assert_int_equal(page_geometry_init(&pc->geometry, &stream, 1, NULL), 0);
 	assert_int_equal(pool_new(&r->pool, pc, NULL), 0);
 	r->data = mmap(NULL, cfg->n_pages * pc->geometry.stride, PROT_READ | PROT_WRITE, MAP_SHARED,
 		       pool_data_fd(r->pool), 0);
 	assert_ptr_not_equal(r->data, MAP_FAILED);
-	if (cfg->pages_per_uid)
-		limits[QUOTA_PAGES] = cfg->pages_per_uid;
+	map_meta(r);
 	assert_int_equal(quota_new(&r->quota, limits), 0);
 	sc = (struct sched_config){
 		.io = &r->io,
@@ -80,8 +105,8 @@ struct rig *rig_new(const struct rig_config *cfg)
 		.queue_max = cfg->queue_max,
 	};
 	assert_int_equal(sched_new(&r->sched, &sc), 0);
-	assert_int_equal(channel_shape_init(&r->shape, cfg->n_slots, cfg->n_slots + cfg->step_tokens,
-					    cfg->max_tokens, NULL),
+	assert_int_equal(channel_shape_init(&r->shape, cfg->n_slots,
+					    cfg->n_slots + cfg->step_tokens, cfg->max_tokens, NULL),
 			 0);
 	rig_new_worker(r);
 	free(pc);
@@ -90,9 +115,10 @@ struct rig *rig_new(const struct rig_config *cfg)
 
 struct rig *rig_free(struct rig *r)
 {
-	assert_int_equal(pool_n_free(r->pool), pool_n_pages(r->pool));
+	assert_int_equal(pool_n_available(r->pool), pool_n_pages(r->pool));
 	assert_int_equal(quota_total(r->quota, QUOTA_PAGES), 0);
 	munmap(r->data, pool_n_pages(r->pool) * pool_geometry(r->pool)->stride);
+	munmap((void *)r->meta, meta_bytes(r));
 	munmap(r->shared, r->shape.total_bytes);
 	sched_free(r->sched);
 	channel_free(r->channel);
@@ -108,8 +134,38 @@ static uint64_t *cell(struct rig *r, const struct channel_slot *slot, uint32_t p
 
 	assert_true(position / PAGE_TOKENS < slot->n_pages);
 	assert_true(pages[position / PAGE_TOKENS] < pool_n_pages(r->pool));
-	return (uint64_t *)page_row(r->data, pool_geometry(r->pool), pages[position / PAGE_TOKENS], 0,
-				    position % PAGE_TOKENS);
+	return (uint64_t *)page_row(r->data, pool_geometry(r->pool), pages[position / PAGE_TOKENS],
+				    0, position % PAGE_TOKENS);
+}
+
+/* Every page that is full before @position is sealed, and its record says what the slot says. */
+static void check_sealed(struct rig *r, const struct channel_slot *slot,
+			 const struct channel_row *row)
+{
+	uint32_t position = row->position;
+	const struct page_record *records = (const void *)(r->meta + PAGE_META_HEADER_BYTES);
+	const uint32_t *pages = channel_slot_pages((void *)slot);
+	const uint32_t *ids = channel_slot_ids((void *)slot, &r->shape);
+	uint8_t chain[16];
+
+	memcpy(chain, slot->domain, sizeof(chain));
+	for (uint32_t i = 0; i < position / PAGE_TOKENS; i++) {
+		const struct page_record *rec = &records[pages[i]];
+
+		/* The scheduler may not have seen the result of the step before. */
+		if ((i + 1) * PAGE_TOKENS > position - MIN(position, r->n_before[row->slot]))
+			break;
+		assert_int_equal(rec->state, PAGE_SEALED);
+		assert_int_equal(rec->first_pos, i * PAGE_TOKENS);
+		assert_int_equal(rec->flags, (i + 1) * PAGE_TOKENS > slot->params.n_prompt
+						     ? PAGE_FLAG_GENERATED
+						     : 0);
+		assert_memory_equal(rec->ids, ids + i * PAGE_TOKENS, sizeof(rec->ids));
+		assert_memory_equal(rec->domain, slot->domain, sizeof(rec->domain));
+		assert_memory_equal(rec->parent, chain, sizeof(chain));
+		pool_chain(r->pool, chain, rec->ids, PAGE_TOKENS, chain);
+		assert_memory_equal(rec->chain, chain, sizeof(chain));
+	}
 }
 
 bool rig_work(struct rig *r)
@@ -123,32 +179,47 @@ bool rig_work(struct rig *r)
 		return false;
 	assert_int_equal(step->seq, r->n_done + 1);
 	assert_true(step->n_rows > 0 && step->n_rows <= r->shape.max_rows);
-	*res = (struct channel_result){ .seq = step->seq, .status = r->status, .usec = 10 };
+	*res = (struct channel_result){.seq = step->seq, .status = r->status, .usec = 10};
 	r->n_step_rows = step->n_rows;
 	memcpy(r->step, channel_step_rows(step), step->n_rows * sizeof(*r->step));
 	for (uint32_t i = 0; i < step->n_rows; i++) {
 		const struct channel_row *row = &r->step[i];
 		struct channel_slot *slot = channel_slot(r->shared, &r->shape, row->slot);
 		const uint32_t *ids = channel_slot_ids(slot, &r->shape);
+		uint32_t token = row->token;
 		uint64_t value;
 
 		assert_int_equal(atomic_load(&slot->generation) % 2, 0);
-		assert_true(row->position < slot->n_ids);
-		assert_int_equal(row->token, ids[row->position]);
-		assert_int_equal(row->path, row->position < slot->params.n_prompt ? CHANNEL_PROMPT :
-										    CHANNEL_GENERATED);
-		value = mix(row->position ? *cell(r, slot, row->position - 1) : 0, row->token);
+		if (token == CHANNEL_FROM_LAST_SAMPLE)
+			token = r->last_sample[row->slot];
+		else
+			assert_true(row->position < slot->n_ids && token == ids[row->position]);
+		assert_int_equal(row->path, row->position < slot->params.n_prompt
+						    ? CHANNEL_PROMPT
+						    : CHANNEL_GENERATED);
+		if (i == 0 || r->step[i - 1].slot != row->slot)
+			check_sealed(r, slot, row);
+		value = mix(row->position ? *cell(r, slot, row->position - 1) : 0, token);
 		*cell(r, slot, row->position) = value;
 		if (row->flags)
 			out[res->n_rows++] = (struct channel_result_row){
 				.slot = row->slot,
 				.position = row->position,
-				.token = row->flags & CHANNEL_WANT_PROMPT_LOGPROB ?
-						 ids[row->position + 1] :
-						 sample(r, value),
+				.token = row->flags & CHANNEL_WANT_PROMPT_LOGPROB
+						 ? ids[row->position + 1]
+						 : sample(r, value),
 				.logprob = -(float)(value % 97),
 			};
+		if (row->flags && r->no_token_row) {
+			out[0].token = CHANNEL_NO_TOKEN;
+			r->no_token_row = false;
+		}
+		if (row->flags & CHANNEL_WANT_LOGITS)
+			r->last_sample[row->slot] = sample(r, value);
 	}
+	memset(r->n_before, 0, sizeof(r->n_before));
+	for (uint32_t i = 0; i < step->n_rows; i++)
+		r->n_before[r->step[i].slot]++;
 	r->n_done++;
 	atomic_store_explicit(&h->results.tail, r->n_done, memory_order_release);
 	return true;
@@ -213,27 +284,28 @@ static void on_end(void *ctx, enum seq_end why)
 	q->seq = NULL;
 }
 
-static const struct seq_ops rig_ops = { .token = on_token, .prompt = on_prompt, .end = on_end };
+static const struct seq_ops rig_ops = {.token = on_token, .prompt = on_prompt, .end = on_end};
 
 int rig_submit(struct rig *r, struct rig_seq *q, uid_t uid, uint32_t seed, uint32_t n_ids,
 	       uint32_t max_tokens)
 {
-	static const uint32_t eos[] = { RIG_EOS };
+	static const uint32_t eos[] = {RIG_EOS};
 	struct seq_config cfg = {
 		.ops = &rig_ops,
 		.ctx = q,
 		.uid = uid,
 		.ids = q->ids,
 		.n_ids = n_ids,
-		.params = { .n_prompt = n_ids },
+		.params = {.n_prompt = n_ids},
 		.max_tokens = max_tokens,
+		.prompt_logprobs = max_tokens == 0,
 		.eos = eos,
 		.n_eos = 1,
 	};
 	struct error err = {};
 	int ret;
 
-	*q = (struct rig_seq){ .rig = r, .n_ids = n_ids, .max_tokens = max_tokens };
+	*q = (struct rig_seq){.rig = r, .n_ids = n_ids, .max_tokens = max_tokens};
 	assert_true(n_ids <= sizeof(q->ids) / sizeof(q->ids[0]));
 	for (uint32_t i = 0; i < n_ids; i++)
 		q->ids[i] = (uint32_t)(mix(seed, i) % RIG_VOCAB);

@@ -28,16 +28,19 @@ struct rig {
 	struct channel_shape shape;
 	uint8_t *shared; /* the worker's mappings */
 	uint8_t *data;
-	uint32_t n_done;       /* steps the worker has answered */
-	uint32_t n_step_rows;  /* of the last step */
+	const uint8_t *meta;  /* pool-meta, as an adopter gets it */
+	uint32_t n_done;      /* steps the worker has answered */
+	uint32_t n_step_rows; /* of the last step */
 	struct channel_row step[CHANNEL_ROWS_MAX];
-	uint32_t status;       /* of the next answers */
-	uint32_t eos_one_in;   /* 0: never */
+	uint32_t n_before[CHANNEL_SLOTS_MAX]; /* rows of each slot in it */
+	uint32_t last_sample[CHANNEL_SLOTS_MAX];
+	uint32_t status;     /* of the next answers */
+	bool no_token_row;   /* the next answer's first row has no token */
+	uint32_t eos_one_in; /* 0: never */
 };
 
 struct rig_config {
 	uint32_t n_pages, n_slots, step_tokens, max_tokens, queue_max;
-	uint64_t pages_per_uid; /* 0: any number */
 };
 
 struct rig *rig_new(const struct rig_config *cfg);

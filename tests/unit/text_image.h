@@ -10,8 +10,8 @@
 /* Tokens and merges are added, then text_image_finish() makes the image. */
 struct text_image {
 	struct image_builder b; /* b.h: scalars, free to change before the finish */
-	struct image im;	/* after the finish; lives as long as this struct */
-	uint32_t *offset;	/* of token i in bytes; n + 1 of them */
+	struct image im;        /* after the finish; lives as long as this struct */
+	uint32_t *offset;       /* of token i in bytes; n + 1 of them */
 	uint8_t *bytes, *flags;
 	struct image_merge *merges;
 	uint32_t *added;

@@ -12,11 +12,15 @@
 
 #include <cmocka.h>
 #include <json-c/json.h>
+#include <utf8proc.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "text/decode.h"
 #include "text/encode.h"
+#include "text/split.h"
+#include "text/template.h"
+#include "text/utf8.h"
 #include "text/vocab.h"
 #include "text_image.h"
 
@@ -237,6 +241,65 @@ static size_t check_file(const struct fixture *f, const char *dir, const char *n
 	return n_wrong;
 }
 
+/* Every character behind @first: whether the two are one piece, as make_tokenizer_vectors.py hashes it. */
+static uint32_t hash_together(enum image_splitter kind, const char *first)
+{
+	uint8_t *bits = calloc(1, 0x110000 / 8);
+	uint32_t h = 0x811C9DC5;
+
+	assert_non_null(bits);
+	for (uint32_t c = 0; c < 0x110000; c++) {
+		uint8_t text[8];
+		size_t n = strlen(first), from, to;
+		struct split s;
+
+		memcpy(text, first, n);
+		n += (size_t)utf8proc_encode_char((utf8proc_int32_t)c, text + n);
+		if (utf8_valid_prefix(text, n) != n)
+			continue;
+		split_init(&s, kind, text, n);
+		if (split_next(&s, &from, &to) && to == n)
+			bits[c / 8] |= (uint8_t)(1 << c % 8);
+	}
+	for (size_t i = 0; i < 0x110000 / 8; i++)
+		h = (h ^ bits[i]) * 0x01000193;
+	free(bits);
+	return h;
+}
+
+/* The ranges of the patterns, seen from outside: which characters join a letter, a sign, an ideograph. */
+static void split_has_the_ranges_of_the_patterns(void **state)
+{
+	static const struct {
+		enum image_splitter kind;
+		const char *name;
+		int n;
+	} files[] = {{IMAGE_SPLIT_V2, "tokenizer-v2.vectors", 3},
+		     {IMAGE_SPLIT_V3, "tokenizer-v3.vectors", 1}};
+
+	(void)state;
+	for (size_t i = 0; i < N_ELEMENTS(files); i++) {
+		size_t n;
+		char *data = text_data_read(TEXT_SOURCE_ROOT "/tests/unit/data", files[i].name, &n);
+		struct json_object *made, *firsts;
+		int n_firsts = 0;
+
+		assert_non_null(data);
+		*strchr(data, '\n') = 0;
+		made = json_tokener_parse(data);
+		assert_true(json_object_object_get_ex(made, "together", &firsts));
+		json_object_object_foreach(firsts, first, want)
+		{
+			assert_int_equal(hash_together(files[i].kind, first),
+					 json_object_get_int64(want));
+			n_firsts++;
+		}
+		assert_int_equal(n_firsts, files[i].n);
+		json_object_put(made);
+		free(data);
+	}
+}
+
 static void encode_equals_hugging_face_v3(void **state)
 {
 	size_t n;
@@ -257,6 +320,69 @@ static void encode_equals_hugging_face_v2(void **state)
 		check_file(&v2, TEXT_SOURCE_ROOT "/tests/unit/data", "tokenizer-v2.vectors", &n),
 		0);
 	assert_true(n >= 500);
+}
+
+/* Conversations of make_tokenizer_vectors.py: what the published template makes as one string. */
+static void check_chats(const struct fixture *f, const char *name)
+{
+	size_t n, n_chats = 0, n_wrong = 0;
+	char *data = text_data_read(TEXT_SOURCE_ROOT "/tests/unit/data", name, &n), *line = data;
+
+	assert_non_null(data);
+	for (char *end; (end = strchr(line, '\n')); line = end + 1, n_chats++) {
+		struct json_object *chat, *messages, *want;
+		struct message m[8];
+		struct ids ids = {};
+		bool same;
+
+		*end = 0;
+		chat = json_tokener_parse(line);
+		assert_non_null(chat);
+		messages = json_object_array_get_idx(chat, 0);
+		want = json_object_array_get_idx(chat, 2);
+		for (size_t i = 0; i < json_object_array_length(messages); i++) {
+			struct json_object *pair = json_object_array_get_idx(messages, i);
+			struct json_object *text = json_object_array_get_idx(pair, 1);
+			int role = message_role_parse(
+				json_object_get_string(json_object_array_get_idx(pair, 0)), NULL);
+
+			assert_true(role >= 0 && i < N_ELEMENTS(m));
+			m[i] = (struct message){(enum message_role)role,
+						json_object_get_string(text),
+						(size_t)json_object_get_string_len(text)};
+		}
+		assert_int_equal(
+			template_render(f->v, f->s, m, json_object_array_length(messages),
+					json_object_get_boolean(json_object_array_get_idx(chat, 1))
+						? TEMPLATE_GENERATION_PROMPT
+						: 0,
+					&ids, NULL),
+			0);
+		same = ids.n == json_object_array_length(want);
+		for (size_t i = 0; i < ids.n && same; i++)
+			same = ids.id[i] ==
+			       json_object_get_int64(json_object_array_get_idx(want, i));
+		if (!same)
+			printf("rendered otherwise: %s\n", line);
+		n_wrong += !same;
+		ids_done(&ids);
+		json_object_put(chat);
+	}
+	free(data);
+	assert_int_equal(n_chats, 60);
+	assert_int_equal(n_wrong, 0);
+}
+
+static void template_equals_the_published_v3_template(void **state)
+{
+	(void)state;
+	check_chats(&v3, "tokenizer-v3.chats");
+}
+
+static void template_equals_the_published_v2_template(void **state)
+{
+	(void)state;
+	check_chats(&v2, "tokenizer-v2.chats");
 }
 
 static void vocab_has_the_published_control_tokens(void **state)
@@ -331,8 +457,11 @@ int main(int argc, char **argv)
 		cmocka_unit_test(encode_gives_the_listed_v3_ids),
 		cmocka_unit_test(encode_gives_the_listed_v2_ids),
 		cmocka_unit_test(encode_gives_the_published_deepseek_llm_ids),
+		cmocka_unit_test(split_has_the_ranges_of_the_patterns),
 		cmocka_unit_test(encode_equals_hugging_face_v3),
 		cmocka_unit_test(encode_equals_hugging_face_v2),
+		cmocka_unit_test(template_equals_the_published_v3_template),
+		cmocka_unit_test(template_equals_the_published_v2_template),
 		cmocka_unit_test(encode_refuses_the_bytes_that_v2_has_no_token_for),
 		cmocka_unit_test(encode_of_a_mebibyte_comes_back),
 	};

@@ -266,7 +266,7 @@ enum rows_kind {
 struct rows {
 	struct packing *p;
 	enum rows_kind kind;
-	bool numbered;	  /* experts: the matrix is part of the name */
+	bool numbered;    /* experts: the matrix is part of the name */
 	const char *name; /* of the tensor, or what stands before the matrix or projection */
 	uint32_t n_out, n_in;
 	uint32_t part; /* of which full[] is the name */

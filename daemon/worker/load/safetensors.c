@@ -403,13 +403,20 @@ static int by_place(const void *a, const void *b)
 	return x->end < y->end ? -1 : x->end > y->end;
 }
 
+/* qsort() wants an array even where there is nothing to sort. */
+static void sort(struct safetensors *st, int (*compare)(const void *, const void *))
+{
+	if (st->n_tensors)
+		qsort(st->tensors, st->n_tensors, sizeof(*st->tensors), compare);
+}
+
 /* Every tensor has the bytes its shape needs, and together they are the data part, once. */
 static int check_places(const char *file, struct safetensors *st, struct error *err)
 {
 	uint64_t at = 0;
 	char shown[260], shape[128];
 
-	qsort(st->tensors, st->n_tensors, sizeof(*st->tensors), by_place);
+	sort(st, by_place);
 	for (uint32_t i = 0; i < st->n_tensors; i++) {
 		const struct st_tensor *t = &st->tensors[i];
 		uint64_t want = st_dtype_bytes(t->dtype);
@@ -469,7 +476,7 @@ int safetensors_scan(struct safetensors **ret, const char *file_name, char *head
 	r = check_places(file_name, st, err);
 	if (r < 0)
 		return r;
-	qsort(st->tensors, st->n_tensors, sizeof(*st->tensors), by_name);
+	sort(st, by_name);
 	for (uint32_t i = 1; i < st->n_tensors; i++)
 		if (strcmp(st->tensors[i - 1].name, st->tensors[i].name) == 0) {
 			char shown[260];
@@ -533,6 +540,8 @@ const struct st_tensor *safetensors_find(const struct safetensors *s, const char
 {
 	struct st_tensor key = {.name = name};
 
+	if (!s->n_tensors)
+		return NULL;
 	return bsearch(&key, s->tensors, s->n_tensors, sizeof(key), by_name);
 }
 

@@ -61,7 +61,7 @@ struct reading {
 	enum image_splitter splitter;
 	struct json_object *vocab; /* text (byte symbols) -> id */
 	struct json_object *merges;
-	const char **text;	   /* [n_vocab] of the vocabulary, NULL: none */
+	const char **text;         /* [n_vocab] of the vocabulary, NULL: none */
 	struct added_token *added; /* [n_vocab] */
 	uint32_t n_added;
 };

@@ -173,6 +173,7 @@ static int add_indexed(struct weights *w, const struct file *index, struct error
 		e->name = e->tensor->name;
 		w->n_entries++;
 	}
+	/* entries is never NULL here: it was made with one to spare. */
 	qsort(w->entries, w->n_entries, sizeof(*w->entries), by_name);
 	return 0;
 }

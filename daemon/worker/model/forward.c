@@ -13,12 +13,12 @@ struct forward {
 	uint32_t max_rows, max_picks;
 	struct k_mla mla;
 	float *rope_cos, *rope_sin; /* [n_context, rope/2] */
-	struct k_buffer *x;	    /* [T, hidden]: the residual stream */
+	struct k_buffer *x;         /* [T, hidden]: the residual stream */
 	struct k_buffer *normed;    /* [T, hidden] */
-	struct k_buffer *delta;	    /* [T, hidden]: what a half-layer adds */
+	struct k_buffer *delta;     /* [T, hidden]: what a half-layer adds */
 	struct k_buffer *q_latent;  /* [T, q_lora_rank], where there is one */
-	struct k_buffer *q;	    /* [T, H * (nope + rope)] */
-	struct k_buffer *kv;	    /* [T, rank + rope] */
+	struct k_buffer *q;         /* [T, H * (nope + rope)] */
+	struct k_buffer *kv;        /* [T, rank + rope] */
 	struct k_buffer *attended;  /* [T, H * v_head] */
 	struct k_buffer *logits;    /* [max_picks, n_vocab] */
 };
@@ -89,7 +89,7 @@ struct forward *forward_free(struct forward *f)
 {
 	if (!f)
 		return NULL;
-	struct k_buffer *const buffers[] = {f->x, f->normed, f->delta,	  f->q_latent,
+	struct k_buffer *const buffers[] = {f->x, f->normed, f->delta,    f->q_latent,
 					    f->q, f->kv,     f->attended, f->logits};
 
 	for (uint32_t i = 0; i < N_ELEMENTS(buffers); i++)

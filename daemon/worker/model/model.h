@@ -32,46 +32,46 @@ struct model_config {
 	double rope_theta;
 	struct model_yarn yarn;
 
-	uint32_t inter;	    /* width of a dense FFN */
+	uint32_t inter;     /* width of a dense FFN */
 	uint32_t n_experts; /* 0: every layer is dense */
 	uint32_t n_used, n_shared, moe_inter;
 	uint32_t first_dense, moe_freq; /* layer l is MoE: l >= first_dense and l % moe_freq == 0 */
-	struct k_route route;		/* .bias stays NULL here: it is the layer's */
+	struct k_route route;           /* .bias stays NULL here: it is the layer's */
 };
 
 /* Shapes are [n_out, n_in]; H = n_heads. Which pointers are NULL follows from the config. */
 struct model_layer {
 	struct k_weight *attn_norm; /* [1, hidden] */
-	struct k_weight *q;	    /* [H*(nope+rope), hidden]; q_lora_rank 0 only */
-	struct k_weight *q_a;	    /* [q_lora_rank, hidden]; else these three */
+	struct k_weight *q;         /* [H*(nope+rope), hidden]; q_lora_rank 0 only */
+	struct k_weight *q_a;       /* [q_lora_rank, hidden]; else these three */
 	struct k_weight *q_a_norm;  /* [1, q_lora_rank] */
-	struct k_weight *q_b;	    /* [H*(nope+rope), q_lora_rank] */
-	struct k_weight *kv_a;	    /* [rank+rope, hidden] */
+	struct k_weight *q_b;       /* [H*(nope+rope), q_lora_rank] */
+	struct k_weight *kv_a;      /* [rank+rope, hidden] */
 	struct k_weight *kv_a_norm; /* [1, rank] */
-	struct k_weight *kv_b;	    /* [H*(nope+v_head), rank]: the naive path */
-	struct k_weight *w_uk;	    /* H matrices [rank, nope]: key rows of kv_b, transposed */
-	struct k_weight *w_uv;	    /* H matrices [v_head, rank]: value rows of kv_b */
-	struct k_weight *o;	    /* [hidden, H*v_head] */
+	struct k_weight *kv_b;      /* [H*(nope+v_head), rank]: the naive path */
+	struct k_weight *w_uk;      /* H matrices [rank, nope]: key rows of kv_b, transposed */
+	struct k_weight *w_uv;      /* H matrices [v_head, rank]: value rows of kv_b */
+	struct k_weight *o;         /* [hidden, H*v_head] */
 	struct k_weight *ffn_norm;  /* [1, hidden] */
 
 	struct k_weight *ffn_gate_up; /* [2*inter, hidden], gate rows first; dense layers only */
 	struct k_weight *ffn_down;    /* [hidden, inter] */
 
-	struct k_weight *gate;		  /* the router: [n_experts, hidden]; MoE layers only */
-	float *route_bias;		  /* [n_experts] on the heap, or NULL */
+	struct k_weight *gate;            /* the router: [n_experts, hidden]; MoE layers only */
+	float *route_bias;                /* [n_experts] on the heap, or NULL */
 	struct k_weight *experts_gate_up; /* n_experts matrices [2*moe_inter, hidden] */
-	struct k_weight *experts_down;	  /* n_experts matrices [hidden, moe_inter] */
+	struct k_weight *experts_down;    /* n_experts matrices [hidden, moe_inter] */
 	struct k_weight *shared_gate_up;  /* [2*n_shared*moe_inter, hidden]; n_shared > 0 only */
-	struct k_weight *shared_down;	  /* [hidden, n_shared*moe_inter] */
+	struct k_weight *shared_down;     /* [hidden, n_shared*moe_inter] */
 };
 
 struct model {
 	struct model_config cfg;
-	struct kernels *k;	    /* that packed the weights; not owned */
-	struct k_weight *embed;	    /* [n_vocab, hidden] */
+	struct kernels *k;          /* that packed the weights; not owned */
+	struct k_weight *embed;     /* [n_vocab, hidden] */
 	struct model_layer *layers; /* [n_layers] on the heap */
-	struct k_weight *norm;	    /* [1, hidden] */
-	struct k_weight *head;	    /* [n_vocab, hidden]; may be the same as embed when tied */
+	struct k_weight *norm;      /* [1, hidden] */
+	struct k_weight *head;      /* [n_vocab, hidden]; may be the same as embed when tied */
 };
 
 static inline bool model_layer_is_moe(const struct model_config *c, uint32_t layer)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dsctl batch: a file of requests, many at once."""
+import json
+import os
+import pty
+import signal
+import subprocess
+
+from dsdtest import BUILD, Daemon, pb
+from test_chat import wait_idle
+
+DSCTL = os.path.join(BUILD, "client", "dsctl", "dsctl")
+
+
+def run(daemon, path, *options, input=None, code=0):
+    p = subprocess.run([DSCTL, "--socket", daemon.socket, "batch", *options, str(path)], capture_output=True, input=input,
+                       timeout=120)
+    assert p.returncode == code, p
+    return p, [json.loads(line) for line in p.stdout.splitlines()]
+
+
+def write(path, requests):
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in requests) + "\n")
+    return path
+
+
+def test_answers_are_generates_own_in_the_order_of_the_file(fake, tmp_path):
+    """Lengths differ, so requests end in another order than they began; the window is passed many times."""
+    requests = [{"id": "r%d" % i, "prompt": "text %d" % i, "temperature": 0.9, "seed": i, "ignore_eos": True,
+                 "max_tokens": 1 + (i * 37) % 50} for i in range(100)]
+    p, got = run(fake, write(tmp_path / "f", requests), "--parallel", "7")
+    assert p.stderr == b"" and [g["id"] for g in got] == ["r%d" % i for i in range(100)]
+    c = fake.client()
+    for r, g in zip(requests, got):
+        want = c.generate(r["prompt"], temperature=r["temperature"], seed=r["seed"], ignore_eos=True, max_tokens=r["max_tokens"])
+        assert (g["ids"], g["text"].encode(), g["seed"]) == (want.ids, want.text, r["seed"])
+        assert g["usage"]["completion_tokens"] == r["max_tokens"] and g["finish"] == "length"
+    c.close()
+    _, unordered = run(fake, tmp_path / "f", "--parallel", "7", "--unordered")
+    assert sorted(g["id"] for g in unordered) == sorted(g["id"] for g in got)
+    assert {g["id"]: g["ids"] for g in unordered} == {g["id"]: g["ids"] for g in got}
+
+
+def test_unordered_prints_what_is_there_first():
+    with Daemon(env={"DSD_FAKE_STEP_USEC": "1000"}) as d:
+        lines = [json.dumps({"prompt": "x", "ignore_eos": True, "max_tokens": n}) for n in (300, 1)]
+        for options, want in (((), [0, 1]), (("--unordered",), [1, 0])):
+            _, got = run(d, "-", *options, input="\n".join(lines).encode())
+            assert [g["id"] for g in got] == want
+
+
+def test_each_kind_of_prompt_and_every_option(fake, tmp_path):
+    sampling = {"max_tokens": 3, "min_tokens": 3, "top_k": 5, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 1.5,
+                "presence_penalty": -1, "frequency_penalty": 0.5, "seed": 2**64 - 1, "temperature": 2}
+    requests = [
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "max_tokens": 1},
+        {"ids": [104, 105], "max_tokens": 2, "ignore_eos": True, "logprobs": 2, "n": 2, "id": 2**63 + 5},
+        dict(sampling, prompt="a\0ß", stop=["\u0001"], logit_bias={"101": 100}, priority="batch", parse_special=False),
+        {"prompt": "x"},
+    ]
+    _, got = run(fake, write(tmp_path / "f", requests), "--max-tokens", "4", "--min-tokens", "4")
+    assert [g["id"] for g in got] == [0, 2**63 + 5, 2, 3]
+    assert got[0]["usage"]["prompt_tokens"] == len("s\n\nUser: q\n\nAssistant:") + 1
+    assert len(got[1]["choices"]) == 2 and all(len(t["top"]) == 2 for t in got[1]["logprobs"])
+    assert got[2]["usage"]["prompt_tokens"] == len("a\0ß".encode()) + 1
+    c = fake.client()
+    assert got[2]["ids"] == c.generate("a\0ß", stop=[b"\1"], logit_bias=[pb.Bias(id=101, bias=100)], **sampling).ids
+    c.close()
+    assert got[3]["usage"]["completion_tokens"] == 4
+
+
+def test_bad_lines_are_errors_of_their_own(fake, tmp_path):
+    good = {"prompt": "x", "max_tokens": 1}
+    bad = {
+        "{": "not JSON", "[1]": "want a JSON object", "7": "want a JSON object", '{"prompt":"x"} {}': "not JSON", "[" * 100: "not JSON",
+        '{"prompt":"x","ids":[1]}': "got 2 of prompt", '{"max_tokens":1}': "got 0 of prompt", '{"prompt":1}': "prompt: want",
+        '{"prompt":"x","frobnicate":1}': 'unknown key "frobnicate"', '{"prompt":"x","max_tokens":-1}': "max_tokens: want a whole",
+        '{"prompt":"x","max_tokens":1.5}': "max_tokens: want", '{"prompt":"x","max_tokens":4294967296}': "max_tokens: want",
+        '{"prompt":"x","temperature":"hot"}': "temperature: want", '{"prompt":"x","temperature":1e99}': "temperature: want",
+        '{"prompt":"x","ignore_eos":1}': "ignore_eos: want", '{"ids":[1,-2]}': "ids[1]: want", '{"ids":7}': "ids: want",
+        '{"messages":[{"role":"god","content":""}]}': 'got "god"', '{"messages":[{"role":"user"}]}': "messages[0]: want",
+        '{"messages":[7]}': "messages[0]", '{"prompt":"x","stop":[1]}': "stop: want", '{"prompt":"x","logit_bias":{"x":1}}': "logit_bias",
+        '{"prompt":"x","priority":"first"}': "priority: want", '{"prompt":"x","id":{}}': "id: want", '{"prompt":"x","model":null}': "model: want",
+        '{"prompt":"x","top_p":7}': "generate.sampling.top_p: got 7", '{"ids":[70000]}': "is 70000", '{"ids":[null]}': "ids[0]: want",
+    }
+    lines = [x for line in bad for x in (line, "", good)]
+    p, got = run(fake, write(tmp_path / "f", lines), code=1)
+    assert p.stderr == b"" and len(got) == 2 * len(bad)
+    for line, g, ok in zip(bad, got[::2], got[1::2]):
+        assert g["error"]["code"] == "INVALID_ARGUMENT" and bad[line] in g["error"]["message"], (line, g)
+        assert ok["usage"]["completion_tokens"] == 1
+    _, got = run(fake, "-", input=b'{"prompt":"x","id":"mine","max_tokens":0}', code=1)
+    assert got[0]["id"] == "mine"
+
+
+def test_an_empty_file_is_no_request_and_a_missing_one_a_sentence(fake, tmp_path):
+    assert run(fake, write(tmp_path / "f", ["", "  "]))[1] == []
+    p, _ = run(fake, tmp_path / "none", code=1)
+    assert b"No such file" in p.stderr
+    assert b"--parallel" in run(fake, tmp_path / "f", "--parallel", "0", code=2)[0].stderr
+
+
+def test_a_lost_daemon_ends_every_request_under_way(tmp_path):
+    with Daemon(env={"DSD_FAKE_STEP_USEC": "5000"}) as d:
+        path = write(tmp_path / "f", [{"prompt": "x", "max_tokens": 1}] +
+                     [{"prompt": "x", "ignore_eos": True, "max_tokens": 2000}] * 20)
+        p = subprocess.Popen([DSCTL, "--socket", d.socket, "batch", "--parallel", "4", str(path)], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+        assert json.loads(p.stdout.readline())["finish"]
+        d.process.kill()
+        d.process.wait()
+        out, err = p.communicate(timeout=20)
+        got = [json.loads(line) for line in out.splitlines()]
+        assert p.returncode == 1 and 0 < len(got) < 20 and b"connection was lost" in err
+        assert all(g["error"]["code"] == "RETRYABLE" for g in got)
+
+
+def test_ctrl_c_cancels_and_leaves_with_130(tmp_path):
+    with Daemon(env={"DSD_FAKE_STEP_USEC": "5000"}) as d:
+        path = write(tmp_path / "f", [{"prompt": "x", "max_tokens": 1}] + [{"prompt": "x", "ignore_eos": True}] * 20)
+        p = subprocess.Popen([DSCTL, "--socket", d.socket, "batch", str(path)], stdout=subprocess.PIPE)
+        assert json.loads(p.stdout.readline())["id"] == 0
+        p.send_signal(signal.SIGINT)
+        out, _ = p.communicate(timeout=10)
+        assert p.returncode == 130 and out == b"" and wait_idle(d).models[0].pages_used == 0
+
+
+def test_a_terminal_gets_a_bar_on_standard_error_alone(fake, tmp_path):
+    path = write(tmp_path / "f", [{"prompt": "x", "max_tokens": 2, "ignore_eos": True}] * 5)
+    screen, slave = pty.openpty()
+    p = subprocess.run([DSCTL, "--socket", fake.socket, "batch", str(path)], stdout=subprocess.PIPE, stderr=slave, timeout=30)
+    os.close(slave)
+    bar = os.read(screen, 65536).decode()
+    os.close(screen)
+    assert p.returncode == 0 and p.stdout.count(b"\n") == 5 and "5/5, 0 failed" in bar and bar.endswith("\r\n")

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bits of a row's logits depend neither on its batch, nor on the chunk, nor on the number of threads."""
+import os
+
+SHAPES = ["v2-lite-tiny", "v2-tiny", "v2-x16", "v2-vdim", "v2-dense2", "v2-freq2"]
+COMPOSITIONS = 5  # for each shape, instruction set, weight type, thread count and chunk size
+
+
+def run(claim):
+    exe, = claim.need("tests/golden/bits")
+    shapes = sorted(claim.rng.sample(SHAPES, claim.some(len(SHAPES))))
+    status, figures, out = claim.program([exe, os.path.join(claim.root, "tests", "golden"),
+                                          str(claim.some(COMPOSITIONS)), str(claim.seed)] + shapes)
+    rows, differ = (sum(int(f[k]) for f in figures) for k in ("rows", "differ"))
+    claim.check(status == 0, "the bits program ended with %d: %s" % (status, out[-500:]))
+    claim.check({f["shape"] for f in figures} == set(shapes) and {f["weights"] for f in figures} == {"f32", "bf16"},
+                "every shape and weight type was run")
+    claim.check(rows > 0 and differ == 0, "%d of %d rows have other bits" % (differ, rows))
+    claim.figure("compositions", sum(int(f["compositions"]) for f in figures))
+    claim.figure("rows whose hash differs", "%d of %d" % (differ, rows))
+    claim.figure("kinds (shape, instruction set, weights)", len(figures))
