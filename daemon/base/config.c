@@ -61,6 +61,10 @@ static const struct key keys[] = {
 	{"conn.max", KIND_COUNT, FIELD(conn_max), 1, 100000, NULL, "connections"},
 	{"conn.max_per_uid", KIND_COUNT, FIELD(conn_max_per_uid), 1, 100000, NULL,
 	 "connections of one user"},
+	{"conn.requests_per_uid", KIND_COUNT, FIELD(conn_requests_per_uid), 1, 1u << 20, NULL,
+	 "requests of one user under way"},
+	{"conn.bytes_per_uid", KIND_BYTES, FIELD(conn_bytes_per_uid), 1u << 20, UINT64_C(1) << 40,
+	 NULL, "bytes of text that the requests of one user may hold (K, M, G)"},
 	{"conn.stall_seconds", KIND_COUNT, FIELD(conn_stall_seconds), 1, 86400, NULL,
 	 "a client that reads nothing for so long while answers wait is let go"},
 	{"io.backend", KIND_WORD, FIELD(io_backend), 0, 2, backend_words,
@@ -79,6 +83,8 @@ void config_init(struct config *c)
 		.conn_max = 10000,
 		.conn_max_per_uid = 256,
 		.conn_stall_seconds = 30,
+		.conn_requests_per_uid = 4096,
+		.conn_bytes_per_uid = 256u << 20,
 		.log_level = 6,
 	};
 }
@@ -301,6 +307,8 @@ static int load_file(struct config *c, const char *path, struct error *err)
 
 	if (fd < 0)
 		return errno == ENOENT ? 0 : error_set(err, -errno, "%.300s: %m", path);
+	if (fstat(fd, &st) == 0 && S_ISCHR(st.st_mode))
+		return 0; /* /dev/null: none */
 	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size > CONFIG_FILE_MAX)
 		return error_set(err, -EINVAL, "%.300s: want a file of at most %u bytes", path,
 				 CONFIG_FILE_MAX);

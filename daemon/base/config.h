@@ -29,7 +29,8 @@ struct config {
 	uint32_t worker_threads; /* 0: as many as CPUs */
 	uint32_t worker_cpu_mask;
 	uint32_t worker_context; /* limit on the context; 0: the model's own */
-	uint32_t conn_max, conn_max_per_uid, conn_stall_seconds;
+	uint32_t conn_max, conn_max_per_uid, conn_stall_seconds, conn_requests_per_uid;
+	uint64_t conn_bytes_per_uid;
 	uint32_t io_backend; /* enum io_backend */
 	uint32_t log_level;
 	uint32_t n_models;

@@ -330,7 +330,7 @@ static int timeout_ms(struct io *io, uint64_t deadline_usec)
 		       : (int)MIN((deadline_usec - now + 999) / 1000, UINT64_C(3600000));
 }
 
-static int ep_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
+static int wait_once(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
 {
 	struct epoll_io *u = epoll_io(io);
 	struct epoll_event ready[EVENTS];
@@ -360,6 +360,17 @@ static int ep_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t d
 			n += ready_to_read(u, fd, u->buffers[i], &ret[n]);
 	}
 	return (int)(n + take_queue(u, ret + n, max - n));
+}
+
+/* A signal, or a wake-up with nothing to tell, is no reason to return. */
+static int ep_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
+{
+	int n;
+
+	do
+		n = wait_once(io, ret, max, deadline_usec);
+	while (n == 0 && io_real_now_usec(io) < deadline_usec);
+	return n;
 }
 
 static void ep_free(struct io *io)

@@ -64,11 +64,12 @@ static void *run(void *arg)
 
 	pthread_mutex_lock(&w->lock);
 	for (;;) {
-		struct job *j = list_pop(&w->todo);
+		struct job *j;
 
+		if (w->stop)
+			break;
+		j = list_pop(&w->todo);
 		if (!j) {
-			if (w->stop)
-				break;
 			pthread_cond_wait(&w->wake, &w->lock);
 			continue;
 		}

@@ -19,6 +19,9 @@
 #include "broker/server.h"
 #include "quota/quota.h"
 
+/* What the kernel shows for a uid that has no number here. They would all share one cache. */
+#define OVERFLOW_UID 65534u
+
 static void conn_free(struct conn *c)
 {
 	assert(!c->requests && !c->receiving && !c->send_busy);
@@ -111,6 +114,11 @@ void conn_accept(struct server *s, int fd, bool admin)
 	if (io_peer(s->io, fd, &peer) < 0) {
 		refuse(s->io, fd, DSD__CODE__CODE_PERMISSION_DENIED,
 		       "the kernel does not say who you are");
+		return;
+	}
+	if (peer.uid == OVERFLOW_UID) {
+		refuse(s->io, fd, DSD__CODE__CODE_PERMISSION_DENIED,
+		       "uid 65534 stands for the users of every other user namespace");
 		return;
 	}
 	if (s->stopping || s->conns.n_used >= s->cfg.conn_max) {
@@ -301,6 +309,9 @@ static void take_frame(struct conn *c, const uint8_t *data, uint32_t n)
 		rpc_dispatch(c, frame);
 	}
 	wire_arena_done(&arena);
+	/* This frame is whole; the time for the next one begins with its first byte. */
+	if (c->hello && !c->closing)
+		c->deadline_usec = 0;
 }
 
 /* Takes from @data what the current header or body still lacks. Return: bytes taken. */

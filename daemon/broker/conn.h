@@ -13,7 +13,7 @@ struct request;
 struct server;
 
 #define CONN_QUEUE_SOFT (256u << 10) /* above it the connection's sequences pause */
-#define CONN_QUEUE_HARD (4u << 20)   /* above it the connection ends: replies nobody reads */
+#define CONN_QUEUE_HARD (16u << 20)  /* above it the connection ends: replies nobody reads */
 #define CONN_REQUESTS   1024u        /* in flight on one connection */
 #define CONN_HELLO_USEC 2000000u     /* from accept to Hello */
 #define CONN_FRAME_USEC 5000000u     /* from a frame's first byte to its last */

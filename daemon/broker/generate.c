@@ -16,6 +16,9 @@
 #include "layout/image.h"
 #include "pool/pool.h"
 
+#define ECHO_PART 4096u        /* tokens of one Delta */
+#define ECHO_TEXT (256u << 10) /* bytes, when it ends */
+
 static void send_frame(struct request *r, Dsd__ServerFrame *frame)
 {
 	frame->id = r->id;
@@ -109,12 +112,36 @@ static void on_prompt(void *ctx, const struct channel_result_row *row)
 	echo_token(ctx, row->token, row);
 }
 
+/* Without logprobs in pieces of many tokens, each with the text that they make. */
 static void echo_prompt(struct choice *c)
 {
 	struct request *r = c->request;
+	const uint32_t *ids = r->input.ids.id;
 
-	for (uint32_t i = 0; i < (r->want_logprobs ? 1 : r->n_prompt); i++)
-		echo_token(c, r->input.ids.id[i], NULL);
+	if (r->want_logprobs) {
+		echo_token(c, ids[0], NULL);
+		return;
+	}
+	for (uint32_t i = 0, n; i < r->n_prompt; i += n) {
+		Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
+		Dsd__Delta delta = DSD__DELTA__INIT;
+		struct text_buf text = {};
+
+		for (n = 0; i + n < r->n_prompt && n < ECHO_PART && text.n < ECHO_TEXT; n++)
+			if (decoder_push(&c->decoder, r->vocab, ids[i + n], true, &text, NULL) < 0)
+				break;
+		n = MAX(n, 1u);
+		delta.has_choice = c->index > 0;
+		delta.choice = c->index;
+		delta.n_ids = n;
+		delta.ids = (uint32_t *)ids + i;
+		delta.has_text = text.n > 0;
+		delta.text = (ProtobufCBinaryData){text.n, (uint8_t *)text.data};
+		frame.msg_case = DSD__SERVER_FRAME__MSG_DELTA;
+		frame.delta = &delta;
+		send_frame(r, &frame);
+		text_buf_done(&text);
+	}
 }
 
 /* The last word of a choice was sent. May free the request. */
@@ -158,6 +185,12 @@ static void on_token(void *ctx, const struct channel_result_row *row)
 	if (image_is_eos(model_image(r->model), row->token) && !r->params.ignore_eos)
 		return; /* the end says the rest */
 	matched = choice_take(c, row->token, &text);
+	if (matched == -ENOMEM) {
+		text_buf_done(&text);
+		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory",
+			     1000);
+		return;
+	}
 	if (matched >= 0) {
 		seq_cancel(c->seq);
 		send_delta(c, row, true, &text, DSD__FINISH__FINISH_STOP);
@@ -189,13 +222,8 @@ static void on_end(void *ctx, enum seq_end why)
 						: DSD__FINISH__FINISH_LENGTH);
 		choice_over(c);
 		break;
-	case SEQ_END_NUMBERS:
-		request_fail(r, DSD__CODE__CODE_MODEL_FAULT,
-			     "the model computed numbers that are none", 0);
-		break;
 	default:
-		request_fail(r, DSD__CODE__CODE_RETRYABLE,
-			     "the model's worker went away in the middle of this request", 1000);
+		request_fail_seq(r, why);
 	}
 	text_buf_done(&piece);
 	text_buf_done(&text);
@@ -258,7 +286,7 @@ static int submit_choice(struct request *r, uint32_t i, struct error *err)
 
 	c->request = r;
 	c->index = i;
-	cfg.params.choice = i;
+	cfg.params.choice = r->first_choice + i;
 	s = stop_new(&c->stop, r->stops, r->n_stops, err);
 	/* Text and stop state as they were after the tokens that a resumed client has. */
 	for (size_t k = r->n_prompt; s >= 0 && k < r->input.ids.n; k++, c->n_tokens++)
@@ -419,6 +447,7 @@ static int take_resume(struct request *r, const Dsd__Resume *resume, const char 
 	memcpy(r->resume_digest, resume->model_digest.data, sizeof(r->resume_digest));
 	r->params.seed = resume->seed;
 	r->sampling_set.seed = true;
+	r->first_choice = resume->has_choice ? resume->choice : 0;
 	return ids_append(&r->resume_ids, resume->generated_ids, resume->n_generated_ids);
 }
 
@@ -426,7 +455,7 @@ void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 {
 	const Dsd__Generate *g = frame->generate;
 	struct request *r = request_new(c, frame->id, g->model, generate_ready);
-	const char *why = "the daemon is out of memory";
+	const char *why = "";
 	int s;
 
 	if (!r)
@@ -471,10 +500,7 @@ void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 			why = "generate.prompt: got nothing, want text, chat or ids";
 		}
 	if (s < 0) {
-		request_fail(r,
-			     s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
-					  : DSD__CODE__CODE_INVALID_ARGUMENT,
-			     why, 0);
+		request_fail_input(r, s, why);
 		return;
 	}
 	request_start(r);

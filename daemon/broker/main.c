@@ -80,15 +80,29 @@ static int parse(struct options *o, int argc, char **argv, struct error *err)
 		{"help", no_argument, NULL, OPT_HELP},
 		{"version", no_argument, NULL, OPT_VERSION},
 		{}};
-	const char *config = "/etc/dsd/dsd.conf";
+	const char *config = NULL;
 	int c, r;
 
+	/* Twice over: where the configuration is, first, so that the command line has the last word. */
+	while ((c = getopt_long(argc, argv, "", options, NULL)) >= 0)
+		switch (c) {
+		case OPT_CONFIG:
+			config = optarg;
+			break;
+		case OPT_HELP:
+			fputs(help, stdout);
+			return 1;
+		case OPT_VERSION:
+			puts("dsd " DSD_VERSION);
+			return 1;
+		case '?':
+			return error_set(err, -EINVAL, "dsd --help lists the options");
+		}
 	config_init(&o->cfg);
-	/* The file first, so that the command line has the last word. */
-	for (int i = 1; i + 1 < argc; i++)
-		if (strcmp(argv[i], "--config") == 0)
-			config = argv[i + 1];
-	r = config_load(&o->cfg, config, err);
+	if (config && access(config, F_OK) < 0)
+		return error_set(err, -errno, "--config %.300s: %m", config);
+	r = config_load(&o->cfg, config ?: "/etc/dsd/dsd.conf", err);
+	optind = 0; /* from the start again */
 	while (r == 0 && (c = getopt_long(argc, argv, "", options, NULL)) >= 0)
 		switch (c) {
 		case OPT_MODEL:
@@ -106,27 +120,22 @@ static int parse(struct options *o, int argc, char **argv, struct error *err)
 		case OPT_FAKE:
 			o->fake_worker = true;
 			break;
-		case OPT_CONFIG:
-			break;
 		case OPT_SET:
 			r = config_set(&o->cfg, optarg, err);
 			break;
 		case OPT_CHECK:
 			o->check_config = true;
 			break;
-		case OPT_HELP:
-			fputs(help, stdout);
-			return 1;
-		case OPT_VERSION:
-			puts("dsd " DSD_VERSION);
-			return 1;
-		default:
-			return error_set(err, -EINVAL, "dsd --help lists the options");
 		}
 	if (r == 0 && optind < argc)
 		r = error_set(err, -EINVAL, "\"%.100s\": dsd takes options alone", argv[optind]);
 	if (r == 0 && o->fake_worker && o->cfg.n_models == 0)
 		r = config_add_model(&o->cfg, "fake", err);
+	for (uint32_t i = 0; i < o->cfg.n_models && r == 0; i++)
+		if (!o->cfg.models[i].path[0])
+			r = error_set(err, -EINVAL,
+				      "model.%s.share is set and model.%s.path is not",
+				      o->cfg.models[i].name, o->cfg.models[i].name);
 	return r;
 }
 
@@ -169,8 +178,11 @@ static bool answers(const struct sockaddr_un *addr)
 	struct ucred cred;
 	socklen_t n = sizeof(cred);
 
-	return fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 &&
-	       (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || kill(cred.pid, 0) == 0 ||
+	if (fd < 0)
+		return false;
+	if (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0)
+		return errno == EAGAIN; /* its queue is full: busy, and there */
+	return (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || kill(cred.pid, 0) == 0 ||
 		errno != ESRCH);
 }
 
@@ -244,8 +256,13 @@ static int open_sockets(struct server *s, const struct options *o, struct error 
 	char admin[PATH_MAX];
 	int fd, r = take_sockets(s, err);
 
-	if (r < 0 || s->n_listeners > 0)
+	if (r < 0 || s->n_listeners > 1)
 		return r;
+	if (s->n_listeners == 1)
+		return s->listeners[0].admin
+			       ? error_set(err, -EINVAL,
+					   "systemd handed over the admin socket alone")
+			       : 0;
 	if (!o->socket)
 		return error_set(
 			err, -EINVAL,
@@ -253,12 +270,16 @@ static int open_sockets(struct server *s, const struct options *o, struct error 
 	fd = listen_at(o->socket, 0660, err);
 	if (fd < 0)
 		return fd;
+	s->n_own_sockets++;
 	r = server_listen(s, fd, false, err);
 	if (r < 0)
 		return r;
 	admin_path(o, admin);
 	fd = listen_at(admin, 0600, err);
-	return fd < 0 ? fd : server_listen(s, fd, true, err);
+	if (fd < 0)
+		return fd;
+	s->n_own_sockets++;
+	return server_listen(s, fd, true, err);
 }
 
 /* $DSD_WORKER, beside dsd, or where packages put it. */
@@ -303,6 +324,7 @@ static int run(const struct options *o, struct error *err)
 	char worker[PATH_MAX];
 	struct io *io = NULL;
 	struct server s;
+	uint32_t n_made;
 	int r;
 
 	if (o->state) {
@@ -318,14 +340,15 @@ static int run(const struct options *o, struct error *err)
 		r = open_sockets(&s, o, err);
 	if (r == 0)
 		r = server_run(&s, err);
+	n_made = s.n_own_sockets;
 	server_done(&s);
 	io_free(io);
-	if (o->socket && r == 0) {
-		char admin[PATH_MAX];
-
-		admin_path(o, admin);
-		unlink(admin);
+	/* The files of the sockets that are ours, in the order in which they were made. */
+	if (o->socket && n_made > 0)
 		unlink(o->socket);
+	if (o->socket && n_made > 1) {
+		admin_path(o, worker);
+		unlink(worker);
 	}
 	return r;
 }

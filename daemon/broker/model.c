@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
@@ -33,6 +32,7 @@
 #define BACKOFF_MAX_USEC   10000000u
 #define CALM_USEC          60000000u /* a worker that lived so long starts from the first back-off */
 #define LOAD_DEATHS_MAX    3u        /* deaths in a row while loading: the model is broken */
+#define CONTROL_BURST_MAX  64u       /* messages taken at once; progress comes every 50 ms */
 #define FILES_MAX          512u
 #define POOL_DEFAULT_MAX   (UINT64_C(4) << 30)
 
@@ -110,7 +110,7 @@ struct sched *model_sched(const struct model *m)
 uint32_t model_room(const struct model *m)
 {
 	return (uint32_t)MIN((uint64_t)m->image.h->n_context,
-			     (uint64_t)pool_n_pages(m->pool) * PAGE_TOKENS);
+			     (uint64_t)sched_n_pages(m->sched) * PAGE_TOKENS);
 }
 
 /* ---- the worker's end ---- */
@@ -305,18 +305,35 @@ static int spawn_worker(struct model *m, struct error *err)
 	return r < 0 ? error_set(err, r, "watching a worker: %m") : 0;
 }
 
+static void retry_later(struct model *m)
+{
+	uint32_t doublings = MIN(m->deaths_in_row, 10u);
+	uint64_t wait = (uint64_t)BACKOFF_FIRST_USEC << doublings;
+
+	drop_fd(m, &m->control, &m->control_polled);
+	m->deaths_in_row++;
+	m->retry_usec = io_now_usec(m->server->io) + MIN(wait, (uint64_t)BACKOFF_MAX_USEC);
+	server_wake_at(m->server, m->retry_usec);
+}
+
 /* A failure that another try would meet again; the worker's own word on the files is one. A worker that
- * is gone is none (its pidfd tells more), nor is one that talks nonsense: it goes, another comes. */
+ * is gone is none (its pidfd tells more), nor is one that talks nonsense (it goes, another comes), nor
+ * is the machine's being short of something for a moment. */
 static void model_failed(struct model *m, int r, const struct error *err)
 {
+	bool passing = r == -EAGAIN || r == -ENOMEM || r == -EMFILE || r == -ENFILE;
+
 	if (r >= 0 || ((r == -EPIPE || r == -ECONNRESET) && m->pidfd >= 0))
 		return;
-	if (r == -EPROTO || m->state == DSD__STATE__STATE_READY) {
-		log_error("model %s: %s", m->cfg.name, error_text(err, r));
-		kill_worker(m);
+	if (!passing && r != -EPROTO && m->state != DSD__STATE__STATE_READY) {
+		model_set_state(m, DSD__STATE__STATE_DEGRADED, error_text(err, r));
 		return;
 	}
-	model_set_state(m, DSD__STATE__STATE_DEGRADED, error_text(err, r));
+	log_error("model %s: %s", m->cfg.name, error_text(err, r));
+	if (m->pidfd >= 0)
+		kill_worker(m);
+	else
+		retry_later(m);
 }
 
 void model_start(struct model *m)
@@ -528,7 +545,7 @@ static int make_channel(struct model *m, struct error *err)
 	msg.max_tokens = shape->max_tokens;
 	fds[0] = channel_fd(m->channel);
 	fds[1] = pool_data_fd(m->pool);
-	fds[2] = channel_step_eventfd(m->channel);
+	fds[2] = channel_wake_fd(m->channel);
 	fds[3] = channel_result_eventfd(m->channel);
 	r = io_poll(s->io, fds[3], tag_make(TAG_WORKER_RESULT, m->index, m->generation));
 	if (r < 0)
@@ -587,6 +604,41 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 	}
 }
 
+/* One descriptor is taken, whatever comes besides is closed: the control buffer's padding holds two. */
+static int take_fd(struct msghdr *mh, int *ret_fd)
+{
+	int r = mh->msg_flags & (MSG_CTRUNC | MSG_TRUNC) ? -EPROTO : 0;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
+		size_t n =
+			c->cmsg_len > CMSG_LEN(0) ? (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t k = 0; k < n; k++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + k * sizeof(int), sizeof(fd));
+			if (*ret_fd >= 0) {
+				fd_close(fd);
+				r = -EPROTO;
+			} else {
+				*ret_fd = fd;
+			}
+		}
+	}
+	return r;
+}
+
+/* What a worker says is shown to people, put into STATUS= and sent on: printable ASCII, one line. */
+static void make_printable(char *text, size_t n)
+{
+	text[n - 1] = 0;
+	for (; *text; text++)
+		if (*text < 0x20 || *text > 0x7e)
+			*text = '?';
+}
+
 /* Return: 1 with a message, 0 where none is there (or the socket ended: the pidfd will say so). */
 static int recv_control(struct model *m, struct control_msg *msg, int *ret_fd)
 {
@@ -599,25 +651,24 @@ static int recv_control(struct model *m, struct control_msg *msg, int *ret_fd)
 			    .msg_iovlen = 1,
 			    .msg_control = control.buf,
 			    .msg_controllen = sizeof(control.buf)};
-	struct cmsghdr *c;
 	ssize_t n = recvmsg(m->control, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	int r;
 
 	*ret_fd = -EBADF;
-	if (n <= 0)
+	if (n < 0)
 		return 0;
-	c = CMSG_FIRSTHDR(&mh);
-	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
-	    c->cmsg_len == CMSG_LEN(sizeof(int)))
-		memcpy(ret_fd, CMSG_DATA(c), sizeof(int));
-	if (n != sizeof(*msg))
+	r = take_fd(&mh, ret_fd);
+	if (n == 0 && r == 0 && *ret_fd < 0)
+		return 0;
+	if (r < 0 || n != sizeof(*msg))
 		return -EPROTO;
-	msg->text[sizeof(msg->text) - 1] = 0;
+	make_printable(msg->text, sizeof(msg->text));
 	return 1;
 }
 
 void model_on_control(struct model *m, uint32_t generation)
 {
-	while (generation == m->generation && m->control >= 0) {
+	for (unsigned n = 0; generation == m->generation && m->control >= 0; n++) {
 		_cleanup_(fd_closep) int fd = -EBADF;
 		struct control_msg msg;
 		struct error err = {};
@@ -626,7 +677,9 @@ void model_on_control(struct model *m, uint32_t generation)
 		if (r == 0)
 			return;
 		if (r < 0)
-			error_set(&err, r, "the worker sent half a control message");
+			error_set(&err, r, "the worker sent a broken control message");
+		else if (n == CONTROL_BURST_MAX)
+			r = error_set(&err, -EPROTO, "the worker talks without end");
 		else
 			r = take_control(m, &msg, fd, &err);
 		if (r < 0) {
@@ -639,11 +692,9 @@ void model_on_control(struct model *m, uint32_t generation)
 void model_on_result(struct model *m, uint32_t generation)
 {
 	struct error err = {};
-	eventfd_t count;
-
 	if (generation != m->generation || !m->channel)
 		return;
-	eventfd_read(channel_result_eventfd(m->channel), &count);
+	channel_clear_result(m->channel);
 	if (m->state == DSD__STATE__STATE_READY && sched_take_results(m->sched, &err) < 0) {
 		log_error("model %s: %s", m->cfg.name, err.text);
 		kill_worker(m); /* its death does the rest */
@@ -653,7 +704,7 @@ void model_on_result(struct model *m, uint32_t generation)
 void model_on_pid(struct model *m, uint32_t generation)
 {
 	struct server *s = m->server;
-	uint64_t now = io_now_usec(s->io), wait;
+	uint64_t now = io_now_usec(s->io);
 	char text[128];
 	int status;
 
@@ -668,14 +719,15 @@ void model_on_pid(struct model *m, uint32_t generation)
 	m->deaths++;
 	if (now - m->born_usec > CALM_USEC)
 		m->deaths_in_row = 0;
-	m->deaths_in_row++;
 	m->load_deaths += m->state == DSD__STATE__STATE_LOADING;
 	if (status > 128)
 		snprintf(text, sizeof(text), "the worker was killed by signal %d (%s)",
 			 status - 128, sigabbrev_np(status - 128) ?: "?");
 	else
 		snprintf(text, sizeof(text), "the worker left with status %d", status);
-	log_warning("model %s: %s", m->cfg.name, text);
+	/* What made the model DEGRADED was said when it did. */
+	log_line(m->state == DSD__STATE__STATE_DEGRADED ? LOG_DEBUG : LOG_WARNING, "model %s: %s",
+		 m->cfg.name, text);
 	drop_channel(m);
 	if (s->stopping || m->state == DSD__STATE__STATE_DEGRADED)
 		return;
@@ -683,10 +735,7 @@ void model_on_pid(struct model *m, uint32_t generation)
 		model_set_state(m, DSD__STATE__STATE_DEGRADED, text);
 		return;
 	}
-	wait = MIN((uint64_t)BACKOFF_FIRST_USEC << MIN(m->deaths_in_row - 1, 10u),
-		   (uint64_t)BACKOFF_MAX_USEC);
-	m->retry_usec = now + wait;
-	server_wake_at(s, m->retry_usec);
+	retry_later(m);
 	model_set_state(m, DSD__STATE__STATE_LOADING, "");
 }
 

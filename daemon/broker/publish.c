@@ -38,8 +38,7 @@ static void on_end(void *ctx, enum seq_end why)
 		send_ack(r->conn, r->id, r->n_prompt);
 		request_end(r);
 	} else {
-		request_fail(r, DSD__CODE__CODE_RETRYABLE,
-			     "the prefix could not be computed, or 64 are published already", 1000);
+		request_fail_seq(r, why);
 	}
 }
 
@@ -85,7 +84,7 @@ void rpc_publish(struct conn *c, const Dsd__ClientFrame *frame)
 {
 	const Dsd__Publish *p = frame->publish;
 	struct request *r = request_new(c, frame->id, p->model, publish_ready);
-	const char *why = "the daemon is out of memory";
+	const char *why = "";
 	int s = 0;
 
 	if (!r)
@@ -114,10 +113,7 @@ void rpc_publish(struct conn *c, const Dsd__ClientFrame *frame)
 			why = "publish.prompt: got nothing, want text, chat or ids";
 		}
 	if (s < 0)
-		request_fail(r,
-			     s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
-					  : DSD__CODE__CODE_INVALID_ARGUMENT,
-			     why, 0);
+		request_fail_input(r, s, why);
 	else
 		request_start(r);
 }

@@ -86,6 +86,7 @@ static void input_done(struct request_input *in)
 
 static void request_free(struct request *r)
 {
+	quota_uncharge(r->server->quota, r->uid, QUOTA_BYTES, r->n_bytes);
 	table_remove(&r->server->requests, r->index);
 	if (r->release)
 		r->release(r);
@@ -109,6 +110,7 @@ static void request_detach(struct request *r)
 		r->next->prev = r->prev;
 	c->n_requests--;
 	quota_uncharge(r->server->quota, c->uid, QUOTA_REQUESTS, 1);
+	r->uid = c->uid;
 	r->conn = NULL;
 	if (r->parked)
 		model_unpark(r->model, r);
@@ -145,8 +147,40 @@ void request_fail(struct request *r, Dsd__Code code, const char *text, uint32_t 
 	conn_send_error(c, id, code, text, retry_after_ms);
 }
 
+void request_fail_seq(struct request *r, enum seq_end why)
+{
+	switch (why) {
+	case SEQ_END_NUMBERS:
+		request_fail(r, DSD__CODE__CODE_MODEL_FAULT,
+			     "the model computed numbers that are none", 0);
+		break;
+	case SEQ_END_EXHAUSTED:
+		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED,
+			     "the pool has no pages left for this request (pool.size)", 1000);
+		break;
+	default:
+		request_fail(r, DSD__CODE__CODE_RETRYABLE,
+			     "the model's worker went away, or refused a step of this request",
+			     1000);
+	}
+}
+
+/* What a request holds of its user's words is its user's to account for. -EDQUOT, with a sentence. */
+static int charge_bytes(struct request *r, size_t n)
+{
+	int e = quota_charge(r->server->quota, r->conn->uid, QUOTA_BYTES, n, &r->encode_error);
+
+	if (e == 0)
+		r->n_bytes += n;
+	return e;
+}
+
 int request_set_text(struct request *r, const ProtobufCBinaryData *text, bool parse_special)
 {
+	int e = charge_bytes(r, text->len);
+
+	if (e < 0)
+		return e;
 	r->input.text = malloc(text->len + 1);
 	if (!r->input.text)
 		return -ENOMEM;
@@ -158,8 +192,12 @@ int request_set_text(struct request *r, const ProtobufCBinaryData *text, bool pa
 
 int request_set_suffix(struct request *r, const ProtobufCBinaryData *suffix)
 {
-	uint8_t *p = realloc(r->input.text, r->input.n_text + suffix->len + 1);
+	int e = charge_bytes(r, suffix->len);
+	uint8_t *p;
 
+	if (e < 0)
+		return e;
+	p = realloc(r->input.text, r->input.n_text + suffix->len + 1);
 	if (!p)
 		return -ENOMEM;
 	if (suffix->len)
@@ -180,9 +218,13 @@ int request_set_chat(struct request *r, const Dsd__Chat *chat)
 	};
 	struct request_input *in = &r->input;
 	size_t n = 0;
+	int e;
 
 	for (size_t i = 0; i < chat->n_messages; i++)
 		n += chat->messages[i]->text.len;
+	e = charge_bytes(r, n);
+	if (e < 0)
+		return e;
 	in->text = malloc(n + 1);
 	in->messages = calloc(chat->n_messages + 1, sizeof(*in->messages));
 	if (!in->text || !in->messages)
@@ -202,6 +244,10 @@ int request_set_chat(struct request *r, const Dsd__Chat *chat)
 
 int request_set_ids(struct request *r, const Dsd__Ids *ids)
 {
+	int e = charge_bytes(r, ids->n_ids * sizeof(*ids->ids));
+
+	if (e < 0)
+		return e;
 	r->input.is_ids = true;
 	return ids_append(&r->input.ids, ids->ids, ids->n_ids);
 }
@@ -271,6 +317,16 @@ static void encode(void *arg)
 	}
 }
 
+void request_fail_input(struct request *r, int e, const char *why)
+{
+	if (e == -EINVAL)
+		request_fail(r, DSD__CODE__CODE_INVALID_ARGUMENT, why, 0);
+	else
+		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED,
+			     e == -EDQUOT ? r->encode_error.text : "the daemon is out of memory",
+			     1000);
+}
+
 static Dsd__Code code_of(int r)
 {
 	switch (r) {
@@ -288,7 +344,8 @@ static void encoded(struct request *r)
 	if (r->encode_result < 0)
 		request_fail(r, code_of(r->encode_result),
 			     error_text(&r->encode_error, r->encode_result), 0);
-	else if (model_state(r->model) != DSD__STATE__STATE_READY)
+	else if (model_state(r->model) != DSD__STATE__STATE_READY ||
+		 model_vocab(r->model) != r->vocab)
 		/* It went away in between; what it answers to others holds here too. */
 		request_fail(r, DSD__CODE__CODE_RETRYABLE, "the model went away meanwhile", 1000);
 	else

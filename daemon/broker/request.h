@@ -61,6 +61,8 @@ struct request {
 	uint64_t id;                 /* the client's */
 	uint64_t number;             /* the daemon's */
 	uint32_t index, generation;
+	uid_t uid;      /* once conn is gone */
+	size_t n_bytes; /* charged to it */
 	struct server *server;
 	struct model *model;
 	struct vocab *vocab; /* kept while the request lives */
@@ -75,7 +77,7 @@ struct request {
 
 	/* Generate and Score */
 	struct choice choices[REQUEST_CHOICES_MAX];
-	uint32_t n_choices, n_running;
+	uint32_t n_choices, n_running, first_choice;
 	struct channel_params params;
 	struct sampling_set sampling_set;
 	uint32_t max_tokens, n_prompt, n_cached;
@@ -107,6 +109,8 @@ int request_set_text(struct request *r, const ProtobufCBinaryData *text, bool pa
 int request_set_suffix(struct request *r, const ProtobufCBinaryData *suffix);
 int request_set_chat(struct request *r, const Dsd__Chat *chat);
 int request_set_ids(struct request *r, const Dsd__Ids *ids);
+/** request_fail_input() - what a request_set_*() returned; @why for -EINVAL. Frees @r. */
+void request_fail_input(struct request *r, int e, const char *why);
 /** request_start() - encode, wait for the model if it loads, then call ready(). */
 void request_start(struct request *r);
 /** request_on_encoded() - the other thread is done. */
@@ -116,6 +120,8 @@ void request_unpark(struct request *r);
 
 /** request_fail() - end with an Error frame. Frees @r. */
 void request_fail(struct request *r, Dsd__Code code, const char *text, uint32_t retry_after_ms);
+/** request_fail_seq() - the same for a sequence that ended otherwise than it should. Frees @r. */
+void request_fail_seq(struct request *r, enum seq_end why);
 /** request_cancel() - end without a word. Frees @r (or leaves it to the encoder). */
 void request_cancel(struct request *r);
 /** request_end() - the last frame was sent. Frees @r. */

@@ -66,6 +66,11 @@ void rpc_dispatch(struct conn *c, const Dsd__ClientFrame *frame)
 	}
 	if (m->is_request) {
 		c->server->count.requests++;
+		if (frame->id == 0) {
+			conn_fail(c, DSD__CODE__CODE_INVALID_ARGUMENT,
+				  "a request with id 0: want another, 0 speaks of the connection");
+			return;
+		}
 		if (request_find(c, frame->id)) {
 			snprintf(text, sizeof(text),
 				 "request %llu is still running: want another id",

@@ -14,7 +14,7 @@
 #include "broker/server.h"
 #include "layout/image.h"
 
-#define SCORE_PART 512u /* tokens of one ScoreReply: with 20 alternatives each, about 130 KB */
+#define SCORE_PART 64u /* tokens of one ScoreReply */
 
 struct score {
 	uint32_t n;
@@ -64,12 +64,8 @@ static void on_end(void *ctx, enum seq_end why)
 	if (why == SEQ_END_SCORED) {
 		send_part(r, true);
 		request_end(r);
-	} else if (why == SEQ_END_NUMBERS) {
-		request_fail(r, DSD__CODE__CODE_MODEL_FAULT,
-			     "the model computed numbers that are none", 0);
 	} else {
-		request_fail(r, DSD__CODE__CODE_RETRYABLE,
-			     "the model's worker went away in the middle of this request", 1000);
+		request_fail_seq(r, why);
 	}
 }
 
@@ -98,6 +94,9 @@ static void score_ready(struct request *r)
 			      room);
 	r->n_choices = 1;
 	r->choices[0].request = r;
+	r->score = s == 0 ? io_alloc(r->server->io, sizeof(*r->score)) : NULL;
+	if (s == 0 && !r->score)
+		s = -ENOMEM;
 	if (s == 0)
 		s = sched_submit(model_sched(r->model), &cfg, &r->choices[0].seq, &err);
 	if (s < 0) {
@@ -107,6 +106,7 @@ static void score_ready(struct request *r)
 			     error_text(&err, s), s == -EAGAIN ? 1000 : 0);
 		return;
 	}
+	seq_pause(r->choices[0].seq, r->conn->congested);
 	add(r, r->input.ids.id[0], NULL);
 	model_kick(r->model);
 }
@@ -120,7 +120,7 @@ void rpc_score(struct conn *c, const Dsd__ClientFrame *frame)
 {
 	const Dsd__Score *q = frame->score;
 	struct request *r = request_new(c, frame->id, q->model, score_ready);
-	const char *why = "the daemon is out of memory";
+	const char *why = "";
 	int s;
 
 	if (!r)
@@ -128,26 +128,20 @@ void rpc_score(struct conn *c, const Dsd__ClientFrame *frame)
 	r->release = score_release;
 	r->params = (struct channel_params){.top_p = 1, .repetition_penalty = 1};
 	r->params.n_top = q->has_logprobs ? q->logprobs : 0;
-	r->score = io_alloc(c->server->io, sizeof(*r->score));
-	s = r->score ? 0 : -ENOMEM;
-	if (s == 0)
-		switch (q->prompt_case) {
-		case DSD__SCORE__PROMPT_TEXT:
-			s = request_set_text(r, &q->text, q->has_parse_special && q->parse_special);
-			r->input.force_bos = true;
-			break;
-		case DSD__SCORE__PROMPT_IDS:
-			s = request_set_ids(r, q->ids);
-			break;
-		default:
-			s = -EINVAL;
-			why = "score.prompt: got nothing, want text or ids";
-		}
+	switch (q->prompt_case) {
+	case DSD__SCORE__PROMPT_TEXT:
+		s = request_set_text(r, &q->text, q->has_parse_special && q->parse_special);
+		r->input.force_bos = true;
+		break;
+	case DSD__SCORE__PROMPT_IDS:
+		s = request_set_ids(r, q->ids);
+		break;
+	default:
+		s = -EINVAL;
+		why = "score.prompt: got nothing, want text or ids";
+	}
 	if (s < 0)
-		request_fail(r,
-			     s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
-					  : DSD__CODE__CODE_INVALID_ARGUMENT,
-			     why, 0);
+		request_fail_input(r, s, why);
 	else
 		request_start(r);
 }

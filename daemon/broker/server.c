@@ -21,7 +21,8 @@
 #include "broker/request.h"
 #include "quota/quota.h"
 
-#define EVENTS 64u
+#define EVENTS            64u
+#define ACCEPT_RETRY_USEC 100000u
 
 /* ---- tables ---- */
 
@@ -146,7 +147,8 @@ int server_init(struct server *s, struct io *io, const struct config *cfg, const
 	};
 	io_random(io, s->key, sizeof(s->key));
 	limits[QUOTA_CONNECTIONS] = cfg->conn_max_per_uid;
-	limits[QUOTA_REQUESTS] = UINT64_MAX;
+	limits[QUOTA_REQUESTS] = cfg->conn_requests_per_uid;
+	limits[QUOTA_BYTES] = cfg->conn_bytes_per_uid;
 	limits[QUOTA_PAGES] = UINT64_MAX;
 	r = quota_new(&s->quota, limits);
 	for (uint32_t i = 0; i < cfg->n_models && r == 0; i++) {
@@ -229,15 +231,30 @@ static int watch_signals(struct server *s, struct error *err)
 
 /* ---- the loop ---- */
 
+static void accept_again(struct server *s, uint32_t i)
+{
+	s->listeners[i].retry_usec = 0;
+	if (io_accept(s->io, s->listeners[i].fd, tag_make(TAG_LISTEN, i, 0)) < 0)
+		log_error("a socket is not served any more: out of operations");
+}
+
 static void on_accept(struct server *s, const struct io_event *ev)
 {
+	uint32_t i = tag_index(ev->tag);
+
 	if (ev->res >= 0)
-		conn_accept(s, ev->res, s->listeners[tag_index(ev->tag)].admin);
+		conn_accept(s, ev->res, s->listeners[i].admin);
 	else if (ev->res != -ECONNABORTED)
 		log_warning("accept: %s", strerror(-ev->res));
-	if (ev->last && !s->stopping &&
-	    io_accept(s->io, s->listeners[tag_index(ev->tag)].fd, ev->tag) < 0)
-		log_error("the socket is not served any more: out of operations");
+	if (!ev->last || s->stopping)
+		return;
+	if (ev->res >= 0 || ev->res == -ECONNABORTED) {
+		accept_again(s, i);
+		return;
+	}
+	/* Out of descriptors or memory: who waits there now would only fail again at once. */
+	s->listeners[i].retry_usec = io_now_usec(s->io) + ACCEPT_RETRY_USEC;
+	server_wake_at(s, s->listeners[i].retry_usec);
 }
 
 static void on_event(struct server *s, const struct io_event *ev)
@@ -292,6 +309,12 @@ void server_wake_at(struct server *s, uint64_t usec)
 static void on_tick(struct server *s, uint64_t now)
 {
 	s->wake_usec = UINT64_MAX;
+	for (uint32_t i = 0; i < s->n_listeners; i++) {
+		if (s->listeners[i].retry_usec && now >= s->listeners[i].retry_usec)
+			accept_again(s, i);
+		else if (s->listeners[i].retry_usec)
+			server_wake_at(s, s->listeners[i].retry_usec);
+	}
 	for (uint32_t i = 0; i < s->conns.n_alloc; i++)
 		if (s->conns.items[i])
 			server_wake_at(s, conn_on_tick(s->conns.items[i], now));

@@ -75,9 +75,11 @@ struct server {
 
 	struct {
 		int fd;
-		bool admin; /* its connections speak the administrative table */
+		uint64_t retry_usec; /* accepting failed; 0: it is armed */
+		bool admin;          /* its connections speak the administrative table */
 	} listeners[SERVER_LISTENERS_MAX];
 	uint32_t n_listeners;
+	uint32_t n_own_sockets; /* made by us: their files are ours to remove */
 	int signal_fd;
 	struct table conns, requests;
 	struct conn *doomed;

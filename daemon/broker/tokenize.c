@@ -39,7 +39,7 @@ void rpc_tokenize(struct conn *c, const Dsd__ClientFrame *frame)
 {
 	const Dsd__Tokenize *t = frame->tokenize;
 	struct request *r = request_new(c, frame->id, t->model, tokenize_ready);
-	const char *why = "the daemon is out of memory";
+	const char *why = "";
 	int s;
 
 	if (!r)
@@ -57,10 +57,7 @@ void rpc_tokenize(struct conn *c, const Dsd__ClientFrame *frame)
 		why = "tokenize.input: got nothing, want text or chat";
 	}
 	if (s < 0)
-		request_fail(r,
-			     s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
-					  : DSD__CODE__CODE_INVALID_ARGUMENT,
-			     why, 0);
+		request_fail_input(r, s, why);
 	else
 		request_start(r);
 }
@@ -112,13 +109,14 @@ void rpc_detokenize(struct conn *c, const Dsd__ClientFrame *frame)
 	const Dsd__Detokenize *d = frame->detokenize;
 	static const Dsd__Ids none = DSD__IDS__INIT;
 	struct request *r = request_new(c, frame->id, d->model, detokenize_ready);
+	int s;
 
 	if (!r)
 		return;
 	r->skip_special = d->has_skip_special && d->skip_special;
-	if (request_set_ids(r, d->ids ?: &none) < 0)
-		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory",
-			     0);
+	s = request_set_ids(r, d->ids ?: &none);
+	if (s < 0)
+		request_fail_input(r, s, "");
 	else
 		request_start(r);
 }

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
 
 #include "base/error.h"
 #include "base/io.h"
@@ -22,7 +24,8 @@ struct asked {
 struct channel {
 	struct io *io;
 	struct channel_shape shape;
-	int fd, step_event, result_event;
+	int fd, result_event;
+	int wake[2]; /* ours, the worker's */
 	uint8_t *base;
 	uint32_t n_posted, n_taken; /* our own counts: steps posted, results taken */
 	uint64_t seq;               /* number of the last step */
@@ -42,7 +45,8 @@ int channel_new(struct channel **ret, struct io *io, uint32_t n_slots, uint32_t 
 
 	if (!c)
 		return -ENOMEM;
-	*c = (struct channel){.io = io, .fd = -EBADF, .step_event = -EBADF, .result_event = -EBADF};
+	*c = (struct channel){
+		.io = io, .fd = -EBADF, .result_event = -EBADF, .wake = {-EBADF, -EBADF}};
 	r = channel_shape_init(&c->shape, n_slots, max_rows, max_tokens, err);
 	if (r < 0)
 		return r;
@@ -54,9 +58,12 @@ int channel_new(struct channel **ret, struct io *io, uint32_t n_slots, uint32_t 
 	c->base = io_map(io, c->fd, c->shape.total_bytes, true);
 	if (!c->base)
 		return error_set(err, -errno, "mapping a channel: %m");
-	c->step_event = eventfd(0, EFD_CLOEXEC);
+	/* Not an eventfd: whoever holds one can fill it and make it blocking, and then writing to it
+	 * blocks us. A send can be told not to wait, whatever the peer does to its end. */
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, c->wake) < 0)
+		return error_set(err, -errno, "socketpair of a channel: %m");
 	c->result_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (c->step_event < 0 || c->result_event < 0)
+	if (c->result_event < 0)
 		return error_set(err, -errno, "eventfd of a channel: %m");
 	c->rows = io_alloc(io, (size_t)max_rows * sizeof(*c->rows));
 	c->asked = io_alloc(io, (size_t)CHANNEL_DEPTH * max_rows * sizeof(*c->asked));
@@ -88,7 +95,8 @@ struct channel *channel_free(struct channel *c)
 	if (c->base)
 		io_unmap(c->io, c->base, c->shape.total_bytes);
 	fd_close(c->fd);
-	fd_close(c->step_event);
+	fd_close(c->wake[0]);
+	fd_close(c->wake[1]);
 	fd_close(c->result_event);
 	free(c->rows);
 	free(c->asked);
@@ -107,9 +115,18 @@ int channel_fd(const struct channel *c)
 	return c->fd;
 }
 
-int channel_step_eventfd(const struct channel *c)
+int channel_wake_fd(const struct channel *c)
 {
-	return c->step_event;
+	return c->wake[1];
+}
+
+void channel_clear_result(struct channel *c)
+{
+	uint64_t count;
+	struct iovec iov = {&count, sizeof(count)};
+
+	/* The worker may have made it blocking, and empty: this does not wait even so. */
+	preadv2(c->result_event, &iov, 1, -1, RWF_NOWAIT);
 }
 
 int channel_result_eventfd(const struct channel *c)
@@ -174,7 +191,7 @@ uint64_t channel_post_step(struct channel *c, uint32_t n_rows)
 	/* Order against the worker's "asleep, then look at tail once more". */
 	atomic_thread_fence(memory_order_seq_cst);
 	if (atomic_exchange_explicit(&h->steps.asleep, 0, memory_order_acq_rel))
-		eventfd_write(c->step_event, 1);
+		send(c->wake[0], "", 1, MSG_DONTWAIT | MSG_NOSIGNAL); /* full: it is being woken */
 	return c->seq;
 }
 

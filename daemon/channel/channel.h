@@ -21,8 +21,11 @@ DEFINE_CLEANUP(struct channel *, channel_free);
 const struct channel_shape *channel_get_shape(const struct channel *c);
 /* Descriptors for the worker and the loop; they stay the channel's. */
 int channel_fd(const struct channel *c);
-int channel_step_eventfd(const struct channel *c);
+int channel_wake_fd(const struct channel *c); /* the worker's: readable when steps were posted */
 int channel_result_eventfd(const struct channel *c); /* readable: take results */
+
+/** channel_clear_result() - the eventfd was seen; before results are taken. */
+void channel_clear_result(struct channel *c);
 
 /** channel_begin_slot() - a sequence moves into @slot; the broker fills in params and ids. */
 struct channel_slot *channel_begin_slot(struct channel *c, uint32_t slot);

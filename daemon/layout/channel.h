@@ -10,7 +10,8 @@
  *
  * A ring is single producer, single consumer. Entry i of a ring is at index i % CHANNEL_DEPTH;
  * `tail` counts entries ever produced, `head` those ever consumed; the producer fills the entry and
- * then stores tail with release order. Wake-ups go through an eventfd for each direction. */
+ * then stores tail with release order. The worker is woken through a stream socket (an
+ * eventfd's holder can make whoever writes to it wait), the broker through an eventfd. */
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -57,7 +58,7 @@ struct channel_slot {
 	struct channel_params params;
 };
 
-#define CHANNEL_NO_TOKEN UINT32_MAX /* result: the row's logits were no numbers */
+#define CHANNEL_NO_TOKEN         UINT32_MAX /* result: the row's logits were no numbers */
 #define CHANNEL_FROM_LAST_SAMPLE UINT32_MAX /* row's token is what this slot sampled last */
 
 enum channel_path { CHANNEL_PROMPT, CHANNEL_GENERATED };
@@ -113,7 +114,7 @@ struct channel_result {
 struct channel_ring {
 	_Atomic uint32_t tail __attribute__((aligned(64)));   /* producer */
 	_Atomic uint32_t head __attribute__((aligned(64)));   /* consumer */
-	_Atomic uint32_t asleep __attribute__((aligned(64))); /* consumer waits on its eventfd */
+	_Atomic uint32_t asleep __attribute__((aligned(64))); /* consumer waits to be woken */
 };
 
 struct channel_header {
@@ -179,7 +180,7 @@ static inline struct channel_result_row *channel_result_rows(struct channel_resu
  *     LOAD (options) ───────────►
  *               ◄──────────────── PROGRESS (stage, done, total) ...
  *               ◄──────────────── IMAGE (; fd of the sealed memfd)
- *     CHANNEL (; channel, pool-data, step eventfd, result eventfd) ──►
+ *     CHANNEL (; channel, pool-data, wake socket, result eventfd) ──►
  *               ◄──────────────── READY
  *               ◄──────────────── FAILED (sentence), at any time, then the worker exits
  *

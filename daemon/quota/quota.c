@@ -23,7 +23,8 @@ struct quota {
 	uint32_t n_alloc, n_used;
 };
 
-static const char *const kind_names[_QUOTA_MAX] = {"connections", "requests", "pages"};
+static const char *const kind_names[_QUOTA_MAX] = {"connections", "requests", "pages",
+						   "bytes of requests"};
 
 int quota_new(struct quota **ret, const uint64_t limits[_QUOTA_MAX])
 {

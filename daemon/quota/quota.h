@@ -7,7 +7,7 @@
 struct error;
 struct quota;
 
-enum quota_kind { QUOTA_CONNECTIONS, QUOTA_REQUESTS, QUOTA_PAGES, _QUOTA_MAX };
+enum quota_kind { QUOTA_CONNECTIONS, QUOTA_REQUESTS, QUOTA_PAGES, QUOTA_BYTES, _QUOTA_MAX };
 
 int quota_new(struct quota **ret,
 	      const uint64_t limits[_QUOTA_MAX]); /* per uid; UINT64_MAX: none */

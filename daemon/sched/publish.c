@@ -63,7 +63,9 @@ int published_keep(struct seq *q)
 	struct sched *s = q->sched;
 	struct published *p = q->publish, **at = place(s, p->name);
 
-	if (!at)
+	/* Half of the pool at the most: the rest is for those who run. */
+	if (!at || (pool_n_pages(s->cfg.pool) - sched_n_pages(s)) + q->n_sealed >
+			   pool_n_pages(s->cfg.pool) / 2)
 		return -ENOSPC;
 	for (; p->n_pages < q->n_sealed; p->n_pages++) {
 		p->pages[p->n_pages] = q->pages[p->n_pages];

@@ -136,6 +136,7 @@ void seq_drop_pages(struct seq *q)
 	if (q->n_pages)
 		quota_uncharge(q->sched->cfg.quota, q->uid, QUOTA_PAGES, q->n_pages);
 	q->n_pages = q->n_sealed = q->n_computed = q->n_posted = q->n_shared = 0;
+	q->tainted = false;
 	memcpy(q->chain, q->domain, sizeof(q->chain));
 }
 
@@ -212,11 +213,10 @@ int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret
 			err, -EINVAL,
 			"%u prompt tokens and %u to generate: want at most %u together (the context)",
 			cfg->params.n_prompt, cfg->max_tokens, s->cfg.max_tokens);
-	if (n_pages > pool_n_pages(s->cfg.pool))
-		return error_set(err, -EINVAL,
-				 "%llu tokens need %llu pages: the pool has %u (pool.size)",
-				 (unsigned long long)max_ids, (unsigned long long)n_pages,
-				 pool_n_pages(s->cfg.pool));
+	if (n_pages > sched_n_pages(s))
+		return error_set(
+			err, -EINVAL, "%llu tokens need %llu pages: the pool has %u (pool.size)",
+			(unsigned long long)max_ids, (unsigned long long)n_pages, sched_n_pages(s));
 	if (s->waiting.n >= s->cfg.queue_max)
 		return error_set(err, -EAGAIN, "%u sequences wait already: want fewer than %u",
 				 s->waiting.n, s->cfg.queue_max);
@@ -354,16 +354,24 @@ static bool attach_page(struct seq *q, page_id page, const uint8_t chain[16])
 	return true;
 }
 
+static page_id find_own(struct seq *q, uint32_t first, uint8_t ret_chain[16], bool any_path)
+{
+	return pool_find_page(q->sched->cfg.pool, q->domain, q->chain, first, q->ids + first,
+			      q->n_prompt, any_path, ret_chain);
+}
+
 /* Goes on from q->chain with pages of the sequence's own domain. */
 static void attach_own(struct seq *q)
 {
 	while ((q->n_pages + 1) * PAGE_TOKENS < q->n_ids) {
 		uint32_t first = q->n_pages * PAGE_TOKENS;
 		uint8_t chain[16];
-		page_id page =
-			pool_find_page(q->sched->cfg.pool, q->domain, q->chain, first,
-				       q->ids + first, q->n_prompt, q->reuse_generated, chain);
+		page_id page = find_own(q, first, chain, false);
 
+		if (page == PAGE_NONE && q->reuse_generated) {
+			page = find_own(q, first, chain, true);
+			q->tainted |= page != PAGE_NONE;
+		}
 		if (page == PAGE_NONE || !attach_page(q, page, chain))
 			return;
 	}
@@ -395,10 +403,6 @@ static void attach_prefix(struct seq *q)
 	}
 	q->n_sealed = q->n_pages;
 	q->n_computed = q->n_posted = q->n_pages * PAGE_TOKENS;
-	if (!q->started_usec) {
-		q->n_cached = MIN(q->n_computed, q->n_prompt);
-		s->stats.cached_tokens += q->n_cached;
-	}
 }
 
 /* Whether the sequence that computes the same prompt has done so. */
@@ -445,10 +449,32 @@ static void admit(struct sched *s)
 		s->by_slot[slot] = q;
 		q->slot = slot;
 		seq_set_state(q, SEQ_PREFILL);
-		if (!q->started_usec)
+		q->leader = NULL; /* may go before its follower does */
+		if (!q->started_usec) {
 			q->started_usec = io_now_usec(s->cfg.io);
+			q->n_cached = MIN(q->n_computed, q->n_prompt);
+			s->stats.cached_tokens += q->n_cached;
+		}
 		write_slot(q, slot);
 	}
+}
+
+/* Nothing runs, so nothing will give pages back: whoever comes first cannot have what it needs. */
+static bool end_the_hopeless(struct sched *s)
+{
+	struct seq *q;
+
+	if (s->n_posted != s->n_taken)
+		return false;
+	for (q = s->running.first; q && (q->done || q->paused || seq_owes(q) == 0); q = q->next)
+		;
+	if (!q && s->running.n == 0)
+		for (q = s->waiting.first; q && (q->paused || q->done || leader_is_ahead(q));
+		     q = q->next)
+			;
+	if (q)
+		seq_finish(q, SEQ_END_EXHAUSTED);
+	return q != NULL;
 }
 
 void sched_run(struct sched *s)
@@ -457,7 +483,7 @@ void sched_run(struct sched *s)
 		return;
 	while (s->n_posted - s->n_taken < STEPS_QUEUED) {
 		admit(s);
-		if (batch_post(s) == 0)
+		if (batch_post(s) == 0 && !end_the_hopeless(s))
 			return;
 	}
 }
@@ -468,6 +494,8 @@ static void seal_pages(struct seq *q)
 	struct pool *pool = q->sched->cfg.pool;
 	uint32_t n = MIN(q->n_computed, q->n_ids);
 
+	if (q->tainted || q->poisoned)
+		return;
 	while ((q->n_sealed + 1) * PAGE_TOKENS <= n) {
 		uint32_t first = q->n_sealed * PAGE_TOKENS;
 
@@ -529,12 +557,16 @@ static void take_row(struct sched *s, const struct channel_result_row *row)
 
 	if (!q || q->done || q->n_in_flight == 0)
 		return;
-	if (row->token == CHANNEL_NO_TOKEN)
+	if (row->token == CHANNEL_NO_TOKEN) {
+		q->poisoned = true;
 		seq_finish(q, SEQ_END_NUMBERS);
-	else if (row->position + 1 == q->n_ids)
+	} else if (row->position + 1 == q->n_ids) {
 		seq_sampled(q, row);
-	else if (row->position + 1 < q->n_prompt && q->prompt_logprobs && q->ops)
+	} else if (row->position + 1 < q->n_prompt && row->position >= q->n_told && q->ops &&
+		   q->prompt_logprobs) {
+		q->n_told = row->position + 1;
 		q->ops->prompt(q->ctx, row);
+	}
 }
 
 /* The oldest step is back: what it computed is in the pool. */
@@ -557,7 +589,7 @@ static void take_step(struct sched *s, const struct channel_reply *reply)
 		else if (!q->done)
 			seq_finish(q, SEQ_END_FAILED);
 		if (!q->done && seq_scores(q) && q->n_computed == q->n_ids)
-			seq_finish(q, q->publish && published_keep(q) < 0 ? SEQ_END_FAILED
+			seq_finish(q, q->publish && published_keep(q) < 0 ? SEQ_END_EXHAUSTED
 									  : SEQ_END_SCORED);
 	}
 }
@@ -634,6 +666,15 @@ void sched_fail_all(struct sched *s)
 		else
 			seq_finish(q, SEQ_END_FAILED);
 	}
+}
+
+uint32_t sched_n_pages(const struct sched *s)
+{
+	uint32_t n = pool_n_pages(s->cfg.pool);
+
+	for (uint32_t i = 0; i < SCHED_PUBLISHED_MAX; i++)
+		n -= s->published[i] ? s->published[i]->n_pages : 0;
+	return n;
 }
 
 uint32_t sched_evict(struct sched *s)

@@ -28,7 +28,14 @@ struct seq;
 
 enum seq_state { SEQ_WAITING, SEQ_PREFILL, SEQ_DECODE, SEQ_PREEMPTED, SEQ_DONE, _SEQ_STATE_MAX };
 
-enum seq_end { SEQ_END_EOS, SEQ_END_LENGTH, SEQ_END_SCORED, SEQ_END_NUMBERS, SEQ_END_FAILED };
+enum seq_end {
+	SEQ_END_EOS,
+	SEQ_END_LENGTH,
+	SEQ_END_SCORED,
+	SEQ_END_NUMBERS,
+	SEQ_END_EXHAUSTED,
+	SEQ_END_FAILED
+};
 
 /* What happens to a sequence. @ctx is the submitter's. */
 struct seq_ops {
@@ -90,6 +97,8 @@ void sched_set_channel(struct sched *s, struct channel *c);
  */
 int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret,
 		 struct error *err);
+/** sched_n_pages() - that a sequence can have: those of the pool but for what is published. */
+uint32_t sched_n_pages(const struct sched *s);
 /** sched_evict() - forget every cached page. Return: how many. */
 uint32_t sched_evict(struct sched *s);
 /** sched_unpublish() - forget a published prefix. Return: 0 or -ENOENT. */

@@ -32,6 +32,9 @@ struct seq {
 	uint32_t n_in_flight; /* steps with rows of it */
 	bool prompt_logprobs; /* every prompt row answers, so none may come from the index */
 	bool reuse_generated;
+	bool tainted;  /* stands on pages of another path: what it computes is not for the index */
+	bool poisoned; /* its numbers are none: nor is this */
+	uint32_t n_told; /* prompt logprobs told; rows may be computed twice */
 	bool paused;
 	bool yield; /* leaves its slot and pages when its steps are back */
 	bool done;  /* goes when its steps are back */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One thread, one step at a time, in ring order. Waiting for a step: spin for a moment where there
- * are CPUs to spare, then raise `asleep`, look once more, and poll the step eventfd together with the
+ * are CPUs to spare, then raise `asleep`, look once more, and poll the wake socket together with the
  * control socket; its end is the worker's end. A result is complete before the tail that publishes
  * it, and its eventfd is written every time: the broker's loop counts on it. */
 #include "worker/serve.h"
@@ -73,6 +73,13 @@ static bool is_eventfd(int fd)
 	return fstat(fd, &st) == 0 && (st.st_mode & S_IFMT) == 0;
 }
 
+static bool is_socket(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
+}
+
 int serve_open(struct serve *ret, struct control_in *in, const struct engine *engine,
 	       struct error *err)
 {
@@ -92,8 +99,8 @@ int serve_open(struct serve *ret, struct control_in *in, const struct engine *en
 		return error_set(err, -EBADMSG,
 				 "a channel for sequences of %u tokens: the model has %u",
 				 in->msg.max_tokens, engine->limits.n_context);
-	if (!is_eventfd(in->fds[2]) || !is_eventfd(in->fds[3]))
-		return error_set(err, -EBADMSG, "a channel without eventfds");
+	if (!is_socket(in->fds[2]) || !is_eventfd(in->fds[3]))
+		return error_set(err, -EBADMSG, "a channel without its wake-ups");
 	r = channel_shape_init(&s.shape, in->msg.n_slots, in->msg.max_rows, in->msg.max_tokens,
 			       err);
 	if (r < 0)
@@ -111,7 +118,7 @@ int serve_open(struct serve *ret, struct control_in *in, const struct engine *en
 		goto fail;
 	s.pool = pool;
 	s.pool_bytes = g->stride * s.n_pages;
-	s.step_event = TAKE_FD(in->fds[2]);
+	s.wake = TAKE_FD(in->fds[2]);
 	s.result_event = TAKE_FD(in->fds[3]);
 	*ret = s;
 	return 0;
@@ -126,7 +133,7 @@ void serve_done(struct serve *s)
 		munmap(s->channel, s->channel_bytes);
 	if (s->pool)
 		munmap(s->pool, s->pool_bytes);
-	fd_close(s->step_event);
+	fd_close(s->wake);
 	fd_close(s->result_event);
 	*s = SERVE_NULL;
 }
@@ -158,23 +165,23 @@ static int n_waiting(struct channel_ring *ring, uint32_t head, struct error *err
 	return (int)n;
 }
 
-/* Sleeps until the eventfd or the control socket says something, or @timeout_ms went by.
+/* Sleeps until the wake socket or the control socket says something, or @timeout_ms went by.
  * Return: 1; 0 where the broker has gone. */
 static int sleep_once(const struct serve *s, int control_fd, int timeout_ms, struct error *err)
 {
 	struct pollfd p[] = {
 		{.fd = control_fd, .events = POLLIN},
-		{.fd = s->step_event, .events = POLLIN},
+		{.fd = s->wake, .events = POLLIN},
 	};
-	uint64_t n;
+	char n[64];
 
 	if (poll(p, timeout_ms < 0 ? 2 : 1, timeout_ms) < 0)
 		return errno == EINTR ? 1 : error_set(err, -errno, "waiting for steps: %m");
 	/* Nothing is said on the socket while serving, so whatever comes is its end. */
 	if (p[0].revents)
 		return 0;
-	if (p[1].revents & POLLIN && read(s->step_event, &n, sizeof(n)) < 0 && errno != EAGAIN)
-		return error_set(err, -errno, "reading the step eventfd: %m");
+	if (p[1].revents & POLLIN && read(s->wake, n, sizeof(n)) < 0 && errno != EAGAIN)
+		return error_set(err, -errno, "reading the wake socket: %m");
 	return 1;
 }
 

@@ -14,7 +14,7 @@ struct error;
 
 /* Everything mapped from a CONTROL_CHANNEL message. */
 struct serve {
-	int step_event, result_event;
+	int wake, result_event;
 	void *channel;
 	size_t channel_bytes;
 	uint8_t *pool;
@@ -22,7 +22,7 @@ struct serve {
 	uint32_t n_pages;
 	struct channel_shape shape;
 };
-#define SERVE_NULL ((struct serve){.step_event = -EBADF, .result_event = -EBADF})
+#define SERVE_NULL ((struct serve){.wake = -EBADF, .result_event = -EBADF})
 
 /**
  * serve_open() - check and map what a CONTROL_CHANNEL message brought

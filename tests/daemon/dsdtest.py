@@ -173,7 +173,7 @@ class Daemon:
         self.dir = tempfile.mkdtemp(prefix="dsdtest-")
         self.socket = os.path.join(self.dir, "dsd.sock")
         self.log = os.path.join(self.dir, "log")
-        self.args = [os.path.join(BUILD, "daemon", "dsd"), "--config", os.path.join(self.dir, "none.conf"),
+        self.args = [os.path.join(BUILD, "daemon", "dsd"), "--config", "/dev/null",
                      "--socket", self.socket, "--state", state or os.path.join(self.dir, "state")]
         if "DSD_IO_BACKEND" in os.environ:
             self.args += ["--set", "io.backend=" + os.environ["DSD_IO_BACKEND"]]

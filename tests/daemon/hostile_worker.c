@@ -98,7 +98,7 @@ static void scribble_token(struct hostile *h)
 
 static void scribble_eventfd(struct hostile *h)
 {
-	int fd = draw(h, 2) ? h->serve->step_event : h->serve->result_event;
+	int fd = draw(h, 2) ? h->serve->wake : h->serve->result_event;
 	uint64_t n = draw(h, 4) ? draw(h, 1000) : UINT64_MAX - draw(h, 3);
 	ssize_t ignored;
 

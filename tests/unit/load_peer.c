@@ -163,13 +163,15 @@ void peer_open(struct peer *p, uint32_t n_slots, uint32_t max_rows, uint32_t max
 				  .total = n_pages};
 	struct channel_header *h;
 	struct channel_shape *s = &p->shape;
-	int fds[4], fd;
+	int fds[4], wake[2], fd;
 
 	assert_int_equal(channel_shape_init(s, n_slots, max_rows, max_tokens, NULL), 0);
 	p->n_pages = n_pages;
 	fds[0] = make_memfd(s->total_bytes, &p->channel);
 	fds[1] = make_memfd(p->geometry.stride * n_pages, &p->pool);
-	fds[2] = p->step_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, wake), 0);
+	p->step_event = wake[0];
+	fds[2] = wake[1];
 	fds[3] = p->result_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	h = (struct channel_header *)p->channel;
 	*h = (struct channel_header){
@@ -190,6 +192,7 @@ void peer_open(struct peer *p, uint32_t n_slots, uint32_t max_rows, uint32_t max
 	send_msg(p->control, &msg, fds, 4);
 	close(fds[0]);
 	close(fds[1]);
+	close(fds[2]);
 	if (!recv_msg(p->control, &msg, &fd))
 		fail_msg("the worker left without a word");
 	if (msg.type == CONTROL_FAILED)

@@ -14,8 +14,8 @@ struct error;
 
 struct load_config {
 	struct model_config m;
-	char arch[32];	/* model_type */
-	bool tied;	/* the head is the embedding */
+	char arch[32];  /* model_type */
+	bool tied;      /* the head is the embedding */
 	bool synthetic; /* "dsd_synthetic": no weights, numbers from the seed */
 	uint64_t synthetic_seed;
 	uint32_t bos; /* IMAGE_NONE where absent */

@@ -7,7 +7,7 @@
 
 struct error;
 
-#define FILES_MAX	  1024u /* the largest published model has 163 shards */
+#define FILES_MAX         1024u /* the largest published model has 163 shards */
 #define FILE_NAME_LEN_MAX 255u
 
 struct file {

@@ -24,7 +24,7 @@ struct load;
 
 struct load_options {
 	uint32_t weights; /* enum control_weights */
-	uint32_t entry;	  /* enum page_entry, or _PAGE_ENTRY_MAX: f32 for f32 weights, else bf16 */
+	uint32_t entry;   /* enum page_entry, or _PAGE_ENTRY_MAX: f32 for f32 weights, else bf16 */
 	uint32_t n_context; /* limit, 0: the model's own */
 };
 

@@ -12,9 +12,9 @@
 struct error;
 struct file;
 
-#define SAFETENSORS_HEADER_MAX	(16u << 20)
+#define SAFETENSORS_HEADER_MAX  (16u << 20)
 #define SAFETENSORS_TENSORS_MAX 200000u
-#define SAFETENSORS_DIMS_MAX	8u
+#define SAFETENSORS_DIMS_MAX    8u
 
 enum st_dtype {
 	ST_UNKNOWN, /* a name this reader has no size for */
@@ -38,7 +38,7 @@ enum st_dtype {
 
 struct st_tensor {
 	const char *name; /* UTF-8 */
-	uint8_t dtype;	  /* enum st_dtype */
+	uint8_t dtype;    /* enum st_dtype */
 	uint8_t n_dims;
 	uint64_t dims[SAFETENSORS_DIMS_MAX];
 	uint64_t begin, end; /* bytes of the data part */

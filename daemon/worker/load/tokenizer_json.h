@@ -13,7 +13,7 @@ struct image_builder;
 struct load_config;
 struct load_generation;
 
-#define TOKENIZER_JSON_MAX	  (64u << 20) /* bytes; the largest published one has 20 MB */
+#define TOKENIZER_JSON_MAX        (64u << 20) /* bytes; the largest published one has 20 MB */
 #define TOKENIZER_CONFIG_JSON_MAX (1u << 20)
 
 /* Whole files in memory; data NULL: the model has none. */
