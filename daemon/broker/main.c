@@ -41,7 +41,7 @@ static const char help[] =
 	"Usage: dsd [OPTION]...\n"
 	"Serve DeepSeek-family models to the processes of this host.\n"
 	"\n"
-	"  --model PATH[:NAME]          a model directory or file; may be repeated\n"
+	"  --model PATH[:NAME]          a model directory; may be repeated\n"
 	"  --socket PATH                listen here (under systemd: the sockets it hands over)\n"
 	"  --admin-socket PATH          default: admin.sock beside --socket\n"
 	"  --state DIR                  lock and kept state; made with mode 0700\n"

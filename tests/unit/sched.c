@@ -13,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "sched/seq.h"
 #include "sched_rig.h"
 
 static const struct rig_config roomy = {
@@ -370,6 +371,79 @@ static void what_can_never_fit_is_refused(void **state)
 	rig_free(r);
 }
 
+static void prompt_logprobs_are_told_once_though_rows_are_computed_twice(void **state)
+{
+	const struct rig_config tight = {
+		.n_pages = 8, .n_slots = 4, .step_tokens = 64, .max_tokens = 512, .queue_max = 16};
+	struct rig *r = rig_new(&tight);
+	struct rig_seq a, b;
+
+	(void)state;
+	assert_int_equal(rig_submit(r, &a, 1, 1, 320, 0), 0);
+	sched_run(r->sched);
+	rig_step(r);
+	rig_step(r);
+	assert_true(a.n_prompt_rows > 0);
+	seq_pause(a.seq, true);
+	rig_run(r);
+	assert_int_equal(rig_submit(r, &b, 1, 2, 450, 0), 0);
+	rig_run(r);
+	assert_true(b.ended); /* on pages that were a's */
+	seq_pause(a.seq, false);
+	rig_run(r);
+	assert_true(a.ended);
+	assert_int_equal(a.n_prompt_rows, 319);
+	rig_free(r);
+}
+
+static void follower_outlives_its_leader(void **state)
+{
+	struct rig *r = rig_new(&roomy);
+	struct rig_seq a, b;
+
+	(void)state;
+	assert_int_equal(rig_submit(r, &a, 1, 1, 10, 2), 0);
+	assert_int_equal(rig_submit(r, &b, 1, 1, 10, 50), 0);
+	b.seq->leader = a.seq;
+	sched_run(r->sched);
+	while (!a.ended)
+		assert_true(rig_step(r));
+	assert_false(b.ended);
+	seq_pause(b.seq, true);
+	rig_run(r);
+	seq_pause(b.seq, false); /* it goes back into the queue, where leaders are looked at */
+	rig_run(r);
+	assert_true(b.ended);
+	rig_expect(&b);
+	rig_free(r);
+}
+
+static void who_cannot_have_its_pages_ends_and_lets_others_run(void **state)
+{
+	const struct rig_config tight = {
+		.n_pages = 8, .n_slots = 4, .step_tokens = 64, .max_tokens = 512, .queue_max = 16};
+	struct rig *r = rig_new(&tight);
+	struct rig_seq big, small;
+	page_id held[5];
+	uint8_t domain[16] = {1};
+
+	(void)state;
+	assert_int_equal(rig_submit(r, &big, 1, 1, 320, 10), 0);
+	assert_int_equal(rig_submit(r, &small, 2, 2, 10, 5), 0);
+	for (unsigned i = 0; i < N_ELEMENTS(held);
+	     i++) /* as what is published after that holds them */
+		assert_int_equal(pool_take_page(r->pool, domain, &held[i]), 0);
+	sched_run(r->sched);
+	while (rig_work(r))
+		assert_int_equal(sched_take_results(r->sched, NULL), 0);
+	assert_true(big.ended && small.ended);
+	assert_int_equal(big.why, SEQ_END_EXHAUSTED);
+	assert_int_equal(small.why, SEQ_END_LENGTH);
+	for (unsigned i = 0; i < N_ELEMENTS(held); i++)
+		pool_unref_page(r->pool, held[i]);
+	rig_free(r);
+}
+
 static void a_row_without_a_token_ends_its_sequence_alone(void **state)
 {
 	struct rig *r = rig_new(&roomy);
@@ -591,6 +665,9 @@ int main(void)
 		cmocka_unit_test(paused_sequence_takes_no_part_and_resumes),
 		cmocka_unit_test(full_queue_refuses),
 		cmocka_unit_test(what_can_never_fit_is_refused),
+		cmocka_unit_test(prompt_logprobs_are_told_once_though_rows_are_computed_twice),
+		cmocka_unit_test(follower_outlives_its_leader),
+		cmocka_unit_test(who_cannot_have_its_pages_ends_and_lets_others_run),
 		cmocka_unit_test(a_row_without_a_token_ends_its_sequence_alone),
 		cmocka_unit_test(a_step_that_the_worker_refused_ends_what_was_in_it),
 		cmocka_unit_test(dead_worker_fails_all_and_a_new_one_serves),

@@ -266,9 +266,7 @@ static void on_prompt(void *ctx, const struct channel_result_row *row)
 {
 	struct rig_seq *q = ctx;
 
-	/* Each position once, in order; anew from the start after the pages were lost. */
-	if (row->position == 0)
-		q->n_prompt_rows = 0;
+	/* Each position once, in order, also after the pages were lost. */
 	assert_int_equal(row->position, q->n_prompt_rows);
 	assert_int_equal(row->token, q->ids[row->position + 1]);
 	q->n_prompt_rows++;
