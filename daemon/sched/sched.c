@@ -251,7 +251,8 @@ int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret
 	q->leader = cfg->leader;
 	memcpy(q->ids, cfg->ids, cfg->n_ids * sizeof(*q->ids));
 	q->n_eos = MIN(cfg->n_eos, SEQ_EOS_MAX);
-	memcpy(q->eos, cfg->eos, q->n_eos * sizeof(*q->eos));
+	if (q->n_eos)
+		memcpy(q->eos, cfg->eos, q->n_eos * sizeof(*q->eos));
 	if (cfg->publish) {
 		int r = published_new(&q->publish, q, cfg->publish);
 

@@ -1,0 +1,577 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "call.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "text/template.h"
+#include "worker/fake.h"
+
+#define ATTEMPTS_MAX 50u
+
+/* ---- thinking of one ---- */
+
+static void add_letters(struct sim *s, struct call *c, size_t n)
+{
+	for (; n > 0; n--)
+		c->text[c->n_text++] = (uint8_t)('a' + sim_below(s, 26));
+}
+
+/* Begins like another prompt of this user, ends in its own way. */
+static void think_text(struct sim *s, struct call *c, size_t n_own)
+{
+	struct user *u = &s->users[c->user];
+	const uint8_t *begin = u->documents[sim_below(s, DOCUMENTS)];
+	size_t n = DOCUMENT_BYTES;
+
+	if (sim_one_in(s, 4) && u->n_last) {
+		begin = u->last;
+		n = u->n_last;
+	} else if (sim_one_in(s, 3)) {
+		n = 0;
+	} else if (sim_one_in(s, 8)) {
+		n = (size_t)sim_below(s, n + 1);
+	} else {
+		/* About a page border, on either side of it. */
+		n = 64 * (size_t)sim_between(s, 1, sim_one_in(s, 6) ? 24 : 6) - 2 + sim_below(s, 4);
+	}
+	c->text = malloc(n + n_own + 1);
+	assert(c->text);
+	memcpy(c->text, begin, n);
+	c->n_text = n;
+	add_letters(s, c, n_own);
+}
+
+static void think_chat(struct sim *s, struct call *c)
+{
+	struct message messages[CALL_MESSAGES];
+	const uint8_t *at = c->text;
+
+	c->n_messages = sim_one_in(s, 2) && c->n_text >= 3 ? 3 : 1;
+	for (uint32_t i = 0; i < c->n_messages; i++) {
+		size_t n =
+			i + 1 < c->n_messages ? c->n_text / 3 : c->n_text - (size_t)(at - c->text);
+
+		c->message_bytes[i] = (uint32_t)n;
+		messages[i] = (struct message){i % 2 ? MESSAGE_ASSISTANT : MESSAGE_USER,
+					       (const char *)at, n};
+		at += n;
+	}
+	if (template_render(s->vocab, NULL, messages, c->n_messages, TEMPLATE_GENERATION_PROMPT,
+			    &c->ids, NULL) < 0)
+		sim_broken(s, "a chat of %u messages cannot be rendered", c->n_messages);
+}
+
+static void think_ids(struct call *c, bool bos)
+{
+	if (bos)
+		ids_push(&c->ids, FAKE_BOS);
+	for (size_t i = 0; i < c->n_text; i++)
+		ids_push(&c->ids, c->text[i]);
+}
+
+static void think_sampling(struct sim *s, struct call *c)
+{
+	struct channel_params *p = &c->params;
+
+	c->n = sim_one_in(s, 20) ? (uint32_t)sim_between(s, 2, 5) : 1;
+	c->max_tokens =
+		(uint32_t)(sim_one_in(s, 12) ? sim_between(s, 1, 300) : sim_between(s, 1, 30));
+	p->temperature = sim_one_in(s, 2) ? 0 : 0.8f;
+	c->seeded = sim_one_in(s, 2);
+	p->seed = sim_random(s);
+	p->min_tokens = sim_one_in(s, 8) ? (uint32_t)sim_below(s, c->max_tokens + 1) : 0;
+	p->ignore_eos = sim_one_in(s, 8);
+	c->logprobs = sim_one_in(s, 10) ? (int)sim_below(s, 21) : -1;
+	c->reuse = sim_one_in(s, 6);
+	c->priority = sim_one_in(s, 2) ? (uint32_t)sim_between(s, 1, 3) : 0;
+	c->deadline_ms = sim_one_in(s, 400) ? (uint32_t)sim_between(s, 1, 5000) : 0;
+	if (sim_one_in(s, 6)) {
+		c->n_stop = (uint32_t)sim_between(s, 1, 3);
+		for (uint32_t i = 0; i < c->n_stop; i++)
+			c->stop[i] = (uint8_t)(sim_one_in(s, 4) ? ' ' : 'a' + sim_below(s, 26));
+	}
+}
+
+void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size)
+{
+	*c = (struct call){.used = true, .user = user, .n = 1, .logprobs = -1};
+	if (size == CALL_ANY && sim_one_in(s, 25))
+		c->kind = CALL_SCORE;
+	else if (size == CALL_ANY && sim_one_in(s, 25))
+		c->kind = sim_one_in(s, 2) ? CALL_TOKENIZE : CALL_DETOKENIZE;
+	if (c->kind == CALL_TOKENIZE && sim_one_in(s, 3)) {
+		think_text(s, c, (size_t)sim_between(s, 8000, 20000)); /* on another thread */
+	} else if (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 500)) {
+		think_text(s, c, 6000);
+		c->doomed_input = true;
+	} else {
+		think_text(s, c, (size_t)sim_between(s, 1, 40));
+	}
+	c->form = (enum call_form)(sim_one_in(s, 3) ? FORM_IDS : FORM_TEXT);
+	if (c->kind == CALL_GENERATE && !c->doomed_input && sim_one_in(s, 4))
+		c->form = FORM_CHAT;
+	if (c->kind == CALL_TOKENIZE)
+		c->form = FORM_TEXT;
+	c->add_bos = sim_one_in(s, 2);
+	if (c->form == FORM_CHAT)
+		think_chat(s, c);
+	else
+		think_ids(c, c->form == FORM_TEXT &&
+				     (c->kind == CALL_GENERATE || c->kind == CALL_SCORE ||
+				      (c->kind == CALL_TOKENIZE && c->add_bos)));
+	if (c->kind == CALL_SCORE)
+		c->logprobs = sim_one_in(s, 2) ? (int)sim_below(s, 4) : -1;
+	if (c->kind == CALL_GENERATE)
+		think_sampling(s, c);
+	if (size == CALL_FLOOD) {
+		c->n = CALL_CHOICES;
+		c->max_tokens = (uint32_t)sim_between(s, 150, 300);
+		c->logprobs = 20;
+		c->params.ignore_eos = true;
+		c->params.min_tokens = c->n_stop = c->deadline_ms = 0;
+	}
+	c->params.n_prompt = (uint32_t)c->ids.n;
+	for (uint32_t i = 0; i < c->n; i++) {
+		c->choices[i].text = malloc(c->max_tokens + 1);
+		assert(c->choices[i].text);
+	}
+	s->count.requests++;
+}
+
+void call_done(struct call *c)
+{
+	for (uint32_t i = 0; i < CALL_CHOICES; i++)
+		free(c->choices[i].text);
+	free(c->text);
+	ids_done(&c->ids);
+	*c = (struct call){};
+}
+
+/* ---- sending ---- */
+
+static void begin_choice(struct sim *s, struct call *c, struct call_choice *ch)
+{
+	oracle_init(&ch->at, s->domains[c->user]);
+	for (size_t i = 0; i < c->ids.n; i++)
+		oracle_push(&ch->at, c->ids.id[i]);
+}
+
+/* Whether the answer goes on where it was: one choice, and something of it came. */
+static bool resumes(const struct call *c)
+{
+	return c->begun && c->n == 1 && c->choices[0].n_tokens > 0;
+}
+
+static void fill_sampling(struct call *c, Dsd__Sampling *m, ProtobufCBinaryData *stop, bool resume)
+{
+	const struct channel_params *p = &c->params;
+
+	m->has_max_tokens = 1;
+	m->max_tokens = c->max_tokens;
+	m->has_min_tokens = p->min_tokens > 0;
+	m->min_tokens = p->min_tokens;
+	m->has_temperature = 1;
+	m->temperature = p->temperature;
+	m->has_seed = c->seeded && !resume;
+	m->seed = p->seed;
+	m->has_ignore_eos = p->ignore_eos > 0;
+	m->ignore_eos = 1;
+	m->has_n = c->n > 1;
+	m->n = c->n;
+	m->has_logprobs = c->logprobs >= 0;
+	m->logprobs = (uint32_t)MAX(c->logprobs, 0);
+	if (c->n_stop) {
+		*stop = (ProtobufCBinaryData){c->n_stop, c->stop};
+		m->n_stop = 1;
+		m->stop = stop;
+	}
+}
+
+static void send_frame(struct sim *s, struct link *l, uint64_t id, Dsd__ClientFrame *frame)
+{
+	_cleanup_(freep) uint8_t *data = NULL;
+	size_t n;
+	int r;
+
+	frame->id = id;
+	r = wire_pack_frame(&frame->base, &data, &n);
+	assert(r == 0);
+	link_write(s, l, data, n);
+}
+
+static void send_generate(struct sim *s, struct call *c, struct link *l)
+{
+	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
+	Dsd__Generate g = DSD__GENERATE__INIT;
+	Dsd__Sampling sampling = DSD__SAMPLING__INIT;
+	Dsd__Resume resume = DSD__RESUME__INIT;
+	Dsd__Chat chat = DSD__CHAT__INIT;
+	Dsd__Ids ids = DSD__IDS__INIT;
+	Dsd__Message message[CALL_MESSAGES], *messages[CALL_MESSAGES];
+	_cleanup_(freep) uint32_t *came = NULL;
+	ProtobufCBinaryData stop;
+	uint8_t *at = c->text;
+	bool again = c->again = resumes(c);
+
+	frame.msg_case = DSD__CLIENT_FRAME__MSG_GENERATE;
+	frame.generate = &g;
+	g.sampling = &sampling;
+	fill_sampling(c, &sampling, &stop, again);
+	g.has_priority = c->priority > 0;
+	g.priority = (Dsd__Priority)c->priority;
+	g.has_reuse_generated = g.reuse_generated = c->reuse;
+	g.has_deadline_ms = c->deadline_ms > 0;
+	g.deadline_ms = c->deadline_ms;
+	switch (c->form) {
+	case FORM_TEXT:
+		g.prompt_case = DSD__GENERATE__PROMPT_TEXT;
+		g.text = (ProtobufCBinaryData){c->n_text, c->text};
+		break;
+	case FORM_CHAT:
+		g.prompt_case = DSD__GENERATE__PROMPT_CHAT;
+		g.chat = &chat;
+		chat.n_messages = c->n_messages;
+		chat.messages = messages;
+		for (uint32_t i = 0; i < c->n_messages; i++) {
+			message[i] = (Dsd__Message)DSD__MESSAGE__INIT;
+			message[i].role = i % 2 ? DSD__ROLE__ROLE_ASSISTANT : DSD__ROLE__ROLE_USER;
+			message[i].text = (ProtobufCBinaryData){c->message_bytes[i], at};
+			at += c->message_bytes[i];
+			messages[i] = &message[i];
+		}
+		break;
+	case FORM_IDS:
+		g.prompt_case = DSD__GENERATE__PROMPT_IDS;
+		g.ids = &ids;
+		ids.n_ids = c->ids.n;
+		ids.ids = c->ids.id;
+	}
+	if (again) {
+		struct call_choice *ch = &c->choices[0];
+
+		came = calloc(ch->n_tokens, sizeof(*came));
+		assert(came);
+		for (uint32_t i = 0; i < ch->n_tokens; i++)
+			came[i] = ch->text[i];
+		resume.n_generated_ids = ch->n_tokens;
+		resume.generated_ids = came;
+		resume.seed = c->params.seed;
+		resume.model_digest = (ProtobufCBinaryData){sizeof(c->digest), c->digest};
+		g.resume = &resume;
+		s->count.resumed++;
+	}
+	for (uint32_t i = 0; i < c->n && !again; i++) {
+		struct call_choice *ch = &c->choices[i];
+
+		*ch = (struct call_choice){.text = ch->text};
+		begin_choice(s, c, ch);
+	}
+	send_frame(s, l, c->id, &frame);
+}
+
+static void send_others(struct sim *s, struct call *c, struct link *l)
+{
+	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
+	Dsd__Score score = DSD__SCORE__INIT;
+	Dsd__Tokenize tokenize = DSD__TOKENIZE__INIT;
+	Dsd__Detokenize detokenize = DSD__DETOKENIZE__INIT;
+	Dsd__Ids ids = DSD__IDS__INIT;
+	ProtobufCBinaryData text = {c->n_text, c->text};
+
+	ids.n_ids = c->ids.n;
+	ids.ids = c->ids.id;
+	c->n_came = 0;
+	switch (c->kind) {
+	case CALL_SCORE:
+		frame.msg_case = DSD__CLIENT_FRAME__MSG_SCORE;
+		frame.score = &score;
+		score.prompt_case =
+			c->form == FORM_TEXT ? DSD__SCORE__PROMPT_TEXT : DSD__SCORE__PROMPT_IDS;
+		if (c->form == FORM_TEXT)
+			score.text = text;
+		else
+			score.ids = &ids;
+		score.has_logprobs = c->logprobs >= 0;
+		score.logprobs = (uint32_t)MAX(c->logprobs, 0);
+		oracle_init(&c->choices[0].at, s->domains[c->user]);
+		break;
+	case CALL_TOKENIZE:
+		frame.msg_case = DSD__CLIENT_FRAME__MSG_TOKENIZE;
+		frame.tokenize = &tokenize;
+		tokenize.input_case = DSD__TOKENIZE__INPUT_TEXT;
+		tokenize.text = text;
+		tokenize.has_add_bos = tokenize.add_bos = c->add_bos;
+		break;
+	default:
+		frame.msg_case = DSD__CLIENT_FRAME__MSG_DETOKENIZE;
+		frame.detokenize = &detokenize;
+		detokenize.ids = &ids;
+	}
+	send_frame(s, l, c->id, &frame);
+}
+
+void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id)
+{
+	c->id = id;
+	c->since = s->now;
+	c->due = 0;
+	c->waiting = c->cancelling = false;
+	c->attempts++;
+	if (c->kind == CALL_GENERATE)
+		send_generate(s, c, l);
+	else
+		send_others(s, c, l);
+	c->started = false;
+	/* Some change their mind, at any moment. */
+	if (sim_one_in(s, 25))
+		c->due = s->now + sim_below(s, sim_one_in(s, 2) ? 100000 : 3 * SIM_SECOND);
+}
+
+/* ---- what comes ---- */
+
+static bool holds_stop(const struct call *c, const struct call_choice *ch)
+{
+	return c->n_stop && ch->n_tokens >= c->n_stop &&
+	       memcmp(ch->text + ch->n_tokens - c->n_stop, c->stop, c->n_stop) == 0;
+}
+
+static void take_token(struct sim *s, struct call *c, struct call_choice *ch, uint32_t choice,
+		       uint32_t id, const Dsd__TokenLogprob *lp)
+{
+	struct channel_params p = c->params;
+	uint32_t want;
+
+	p.choice = choice;
+	want = oracle_next(&ch->at, &p);
+	if (id != want || ch->n_tokens == c->max_tokens || ch->over || holds_stop(c, ch)) {
+		sim_broken(s, "request %llu, choice %u, token %u of %u%s: got %u, want %u",
+			   (unsigned long long)c->id, choice, ch->n_tokens, c->max_tokens,
+			   ch->over ? ", after its end" : "", id, want);
+		ch->over = true;
+		return;
+	}
+	if (lp && (!lp->has_logprob || lp->logprob != oracle_logprob(&ch->at, id) || lp->id != id ||
+		   lp->n_top != (size_t)c->logprobs))
+		sim_broken(s, "request %llu, token %u: log-probability of %u",
+			   (unsigned long long)c->id, ch->n_tokens, lp->id);
+	ch->text[ch->n_tokens++] = (uint8_t)id;
+	oracle_push(&ch->at, id);
+	s->count.tokens++;
+}
+
+static void take_finish(struct sim *s, struct call *c, struct call_choice *ch, uint32_t choice,
+			Dsd__Finish finish)
+{
+	struct channel_params p = c->params;
+	uint32_t want_text = ch->n_tokens;
+	bool right = false;
+
+	p.choice = choice;
+	switch (finish) {
+	case DSD__FINISH__FINISH_EOS:
+		ch->ended_by_token = true;
+		right = oracle_next(&ch->at, &p) == FAKE_EOS && !holds_stop(c, ch);
+		break;
+	case DSD__FINISH__FINISH_LENGTH:
+		right = ch->n_tokens == c->max_tokens && !holds_stop(c, ch);
+		break;
+	case DSD__FINISH__FINISH_STOP:
+		right = holds_stop(c, ch);
+		want_text -= c->n_stop;
+		break;
+	default:
+		break;
+	}
+	if (!right || ch->over || ch->n_text != want_text)
+		sim_broken(
+			s, "request %llu, choice %u: finish %d after %u tokens, %u bytes of text",
+			(unsigned long long)c->id, choice, (int)finish, ch->n_tokens, ch->n_text);
+	ch->over = true;
+}
+
+static void on_delta(struct sim *s, struct call *c, const Dsd__Delta *d)
+{
+	uint32_t choice = d->has_choice ? d->choice : 0;
+	struct call_choice *ch = &c->choices[choice % CALL_CHOICES];
+
+	if (choice >= c->n || !c->started || c->kind != CALL_GENERATE ||
+	    (c->logprobs >= 0 && d->n_logprobs != d->n_ids)) {
+		sim_broken(s, "request %llu: a piece of choice %u out of turn",
+			   (unsigned long long)c->id, choice);
+		return;
+	}
+	for (size_t i = 0; i < d->n_ids; i++)
+		take_token(s, c, ch, choice, d->ids[i], c->logprobs >= 0 ? d->logprobs[i] : NULL);
+	if (d->has_text) {
+		if (ch->n_text + d->text.len > ch->n_tokens ||
+		    memcmp(ch->text + ch->n_text, d->text.data, d->text.len) != 0)
+			sim_broken(s, "request %llu, choice %u: text that its tokens do not say",
+				   (unsigned long long)c->id, choice);
+		else
+			ch->n_text += (uint32_t)d->text.len;
+	}
+	if (d->has_finish)
+		take_finish(s, c, ch, choice, d->finish);
+	else if (holds_stop(c, ch))
+		sim_broken(s, "request %llu: went on after its stop string",
+			   (unsigned long long)c->id);
+}
+
+static void on_done(struct sim *s, struct call *c, const Dsd__Usage *u)
+{
+	struct user *user = &s->users[c->user];
+	uint32_t n = 0;
+	size_t k;
+
+	for (uint32_t i = 0; i < c->n; i++) {
+		n += c->choices[i].n_tokens + c->choices[i].ended_by_token;
+		if (!c->choices[i].over)
+			sim_broken(s, "request %llu: choice %u has no end",
+				   (unsigned long long)c->id, i);
+	}
+	if (u->prompt_tokens != c->ids.n || u->completion_tokens != n ||
+	    (u->cached_tokens % 64 && !c->again) || u->cached_tokens + !c->again > u->prompt_tokens)
+		sim_broken(s,
+			   "request %llu: %u prompt tokens of %zu, %u cached, %u generated of %u",
+			   (unsigned long long)c->id, u->prompt_tokens, c->ids.n, u->cached_tokens,
+			   u->completion_tokens, n);
+	s->count.prompt += u->prompt_tokens;
+	s->count.cached += u->cached_tokens;
+	/* The next turn of this conversation. */
+	k = MIN(c->n_text, (size_t)DOCUMENT_BYTES - c->choices[0].n_tokens);
+	memcpy(user->last, c->text, k);
+	memcpy(user->last + k, c->choices[0].text, c->choices[0].n_tokens);
+	user->n_last = k + c->choices[0].n_tokens;
+}
+
+static void on_started(struct sim *s, struct call *c, const Dsd__Started *st)
+{
+	if (c->started || c->kind != CALL_GENERATE || st->prompt_tokens != c->ids.n ||
+	    st->model_digest.len != sizeof(c->digest) || c->doomed_input ||
+	    ((c->seeded || c->again) && st->seed != c->params.seed))
+		sim_broken(s, "request %llu: started as another one", (unsigned long long)c->id);
+	c->started = c->begun = true;
+	c->params.seed = st->seed;
+	memcpy(c->digest, st->model_digest.data, MIN(st->model_digest.len, sizeof(c->digest)));
+}
+
+static void on_score(struct sim *s, struct call *c, const Dsd__ScoreReply *r)
+{
+	struct oracle *o = &c->choices[0].at;
+
+	for (size_t i = 0; i < r->n_tokens && c->n_came < c->ids.n; i++, c->n_came++) {
+		const Dsd__TokenLogprob *t = r->tokens[i];
+
+		if (t->id != c->ids.id[c->n_came] || (bool)t->has_logprob != (c->n_came > 0) ||
+		    (t->has_logprob && t->logprob != oracle_logprob(o, t->id)))
+			sim_broken(s, "request %llu: score of token %u", (unsigned long long)c->id,
+				   c->n_came);
+		oracle_push(o, t->id);
+		s->count.scored++;
+	}
+	if (r->last && c->n_came != c->ids.n)
+		sim_broken(s, "request %llu: %u of %zu tokens scored", (unsigned long long)c->id,
+			   c->n_came, c->ids.n);
+}
+
+static void on_tokenized(struct sim *s, struct call *c, const Dsd__TokenizeReply *r)
+{
+	if (c->kind != CALL_TOKENIZE || c->n_came + r->n_ids > c->ids.n ||
+	    (r->n_ids && memcmp(c->ids.id + c->n_came, r->ids, r->n_ids * sizeof(*r->ids)) != 0) ||
+	    (r->last && c->n_came + r->n_ids != c->ids.n))
+		sim_broken(s, "request %llu: other ids", (unsigned long long)c->id);
+	c->n_came += (uint32_t)r->n_ids;
+}
+
+static void on_detokenized(struct sim *s, struct call *c, const Dsd__DetokenizeReply *r)
+{
+	size_t n = r->has_text ? r->text.len : 0;
+
+	if (c->kind != CALL_DETOKENIZE || c->n_came + n > c->n_text ||
+	    (n && memcmp(c->text + c->n_came, r->text.data, n) != 0) ||
+	    (r->last && c->n_came + n != c->n_text))
+		sim_broken(s, "request %llu: another text", (unsigned long long)c->id);
+	c->n_came += (uint32_t)n;
+}
+
+static void try_again(struct sim *s, struct call *c, const Dsd__Error *e)
+{
+	uint64_t ms = e->has_retry_after_ms ? e->retry_after_ms : 100;
+
+	c->waiting = true;
+	c->due = s->now + ms * 1000 + sim_below(s, 500000);
+	s->count.retried++;
+}
+
+/* All that was asked for came, only the last word did not. */
+static bool lacks_nothing(const struct call *c)
+{
+	return c->n == 1 && c->choices[0].n_tokens == c->max_tokens;
+}
+
+static void on_error(struct sim *s, struct call *c, const Dsd__Error *e, bool lenient)
+{
+	bool right = lenient;
+
+	switch (e->code) {
+	case DSD__CODE__CODE_RETRYABLE:
+	case DSD__CODE__CODE_RESOURCE_EXHAUSTED:
+		right = c->attempts < ATTEMPTS_MAX;
+		s->count.refused += e->code == DSD__CODE__CODE_RESOURCE_EXHAUSTED;
+		if (right && !c->cancelling && !lacks_nothing(c))
+			try_again(s, c, e);
+		break;
+	case DSD__CODE__CODE_CANCELLED:
+		right |= c->cancelling;
+		break;
+	case DSD__CODE__CODE_DEADLINE_EXCEEDED:
+		s->count.faults[FAULT_DEADLINE]++;
+		right |= c->deadline_ms > 0;
+		break;
+	case DSD__CODE__CODE_UNIMPLEMENTED:
+		right |= c->deadline_ms > 0;
+		break;
+	case DSD__CODE__CODE_INVALID_ARGUMENT:
+		right |= c->doomed_input;
+		break;
+	default:
+		break;
+	}
+	if (!right)
+		sim_broken(s, "request %llu: error %d: %s", (unsigned long long)c->id, (int)e->code,
+			   e->message);
+}
+
+bool call_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame, bool lenient)
+{
+	switch (frame->msg_case) {
+	case DSD__SERVER_FRAME__MSG_STARTED:
+		on_started(s, c, frame->started);
+		return false;
+	case DSD__SERVER_FRAME__MSG_DELTA:
+		on_delta(s, c, frame->delta);
+		return false;
+	case DSD__SERVER_FRAME__MSG_DONE:
+		on_done(s, c, frame->done->usage);
+		return true;
+	case DSD__SERVER_FRAME__MSG_SCORE:
+		on_score(s, c, frame->score);
+		return frame->score->last;
+	case DSD__SERVER_FRAME__MSG_TOKENIZE:
+		on_tokenized(s, c, frame->tokenize);
+		return frame->tokenize->last;
+	case DSD__SERVER_FRAME__MSG_DETOKENIZE:
+		on_detokenized(s, c, frame->detokenize);
+		return frame->detokenize->last;
+	case DSD__SERVER_FRAME__MSG_ERROR:
+		on_error(s, c, frame->error, lenient);
+		return !c->waiting;
+	default:
+		sim_broken(s, "request %llu: a frame of kind %d", (unsigned long long)c->id,
+			   (int)frame->msg_case);
+		return true;
+	}
+}

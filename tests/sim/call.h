@@ -1,0 +1,71 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One request of a simulated client: what it asks, and whether each frame is what it must get. Tokens,
+ * texts and log-probabilities are compared with the oracle one by one; a request whose worker died goes
+ * on where it was and must give the same words. */
+#include "oracle.h"
+#include "sim.h"
+#include "text/encode.h"
+
+#define CALL_CHOICES   8u
+#define CALL_MESSAGES  3u
+#define DOCUMENTS      4u
+#define DOCUMENT_BYTES 1600u
+
+/* What a user's prompts begin with: texts of its own, and its last conversation. */
+struct user {
+	uint8_t documents[DOCUMENTS][DOCUMENT_BYTES];
+	uint8_t last[DOCUMENT_BYTES];
+	size_t n_last;
+};
+
+enum call_kind { CALL_GENERATE, CALL_SCORE, CALL_TOKENIZE, CALL_DETOKENIZE };
+enum call_form { FORM_TEXT, FORM_CHAT, FORM_IDS };
+
+struct call_choice {
+	struct oracle at;
+	uint8_t *text; /* of the tokens that came: in this vocabulary a token is its byte */
+	uint32_t n_tokens, n_text; /* came as ids, as text */
+	bool over, ended_by_token;
+};
+
+struct call {
+	bool used;
+	enum call_kind kind;
+	enum call_form form;
+	uint32_t user;
+	uint64_t id;
+	uint8_t *text;
+	size_t n_text;
+	uint32_t n_messages, message_bytes[CALL_MESSAGES];
+	struct ids ids; /* what the input must become */
+
+	struct channel_params params;
+	uint32_t n, max_tokens, priority, deadline_ms;
+	int logprobs;                              /* -1: none */
+	bool seeded, add_bos, reuse, doomed_input; /* doomed: too long, must be refused */
+	uint8_t stop[4];
+	uint32_t n_stop;
+
+	bool started, begun; /* this time, ever */
+	bool again;          /* goes on where it was */
+	bool cancelling, waiting;
+	uint8_t digest[32];
+	struct call_choice choices[CALL_CHOICES];
+	uint32_t n_came;     /* ids or bytes of a reply in parts */
+	uint64_t since, due; /* sent; to be sent again, cancelled: 0: nothing is due */
+	uint32_t attempts;
+};
+
+enum call_size {
+	CALL_ANY,
+	CALL_FLOOD /* many long answers with all that can be said of each token */
+};
+
+/** call_init() - think of a request. */
+void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size);
+void call_done(struct call *c);
+/** call_send() - as request @id, for the first time or where it was. */
+void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id);
+/** call_on_frame() - Return: whether the request is over; c->waiting: it wants to be sent again at c->due. */
+bool call_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame, bool lenient);

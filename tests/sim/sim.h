@@ -1,0 +1,199 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The broker in a simulated world: one process, one thread, everything that happens follows from a seed.
+ *
+ *   io.c      the seam: clock, agenda, wires with short reads and short sends, late and reordered answers
+ *   worker.c  the process at the other end of the channel: the fake engine, slow, killed, torn
+ *   client.c  connections of 8 users and their misbehaviour;  call.c  one request and what it must get
+ *   oracle.c  what the fake model must say, computed a second time
+ *   check.c   what must hold between any two events
+ *
+ * The world moves inside io_wait(): the agenda's next entry is taken, actors act, and what concerns the
+ * broker becomes an event. Every entry and every byte the broker sends goes into one hash. */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/io.h"
+#include "broker/server.h"
+
+#define SIM_USERS     8u
+#define SIM_UID       1000u     /* the first */
+#define SIM_LINK_FD   (1 << 24) /* descriptors of wires: no real one is so high */
+#define SIM_LISTEN_FD (SIM_LINK_FD - 1)
+#define SIM_SECOND    UINT64_C(1000000)
+#define SIM_MINUTE    (60 * SIM_SECOND)
+#define SIM_DAY       (86400 * SIM_SECOND)
+#define SIM_EVENT_MAX 8u /* broker events of one io_wait() */
+#define SIM_PIECE     8192u
+
+struct client;
+struct user;
+struct vocab;
+struct worker;
+
+/* What went wrong on purpose, how often. */
+enum fault {
+	FAULT_CLIENT_DEATH,
+	FAULT_SLOW_READER,
+	FAULT_HALF_FRAME,
+	FAULT_GARBAGE,
+	FAULT_CANCEL,
+	FAULT_DEADLINE,
+	FAULT_WORKER_DEATH,
+	FAULT_WORKER_DEATH_LOADING,
+	FAULT_WORKER_SLOW,
+	FAULT_POOL_SHORT, /* a running sequence lost its pages: as the scheduler counts */
+	_FAULT_MAX
+};
+
+struct counts {
+	uint64_t events, entries, connections, requests, tokens, scored, resumed, retried, refused,
+		cached, prompt, steps, checks, quiet;
+	uint64_t faults[_FAULT_MAX];
+	uint64_t broken;
+};
+
+enum entry_kind {
+	ENTRY_BURST,   /* more connections come */
+	ENTRY_CONNECT, /* one of them */
+	ENTRY_CLIENT,  /* a client does the next thing */
+	ENTRY_READ,    /* a client reads */
+	ENTRY_RECV,    /* bytes reach the broker */
+	ENTRY_SEND,    /* a send gets on */
+	ENTRY_EVENT,   /* an event that is ready */
+	ENTRY_WORK,    /* offloaded work is done */
+	ENTRY_WORKER,  /* the worker gets on */
+	ENTRY_DEATH,   /* the worker's last moment */
+	ENTRY_MINUTE,  /* bookkeeping */
+};
+
+/* One thing on the agenda. @index and @generation name whose; what is gone is not found. */
+struct entry {
+	uint64_t at, order;
+	enum entry_kind kind;
+	uint32_t index, generation;
+	struct io_event event; /* ENTRY_EVENT, ENTRY_WORK */
+	io_work_fn fn;
+	void *arg;
+};
+
+/* A connection: two byte pipes. */
+struct link {
+	uint32_t index, generation;
+	bool broker_open, client_open; /* each end closes once */
+	bool shut;                     /* the broker says no more */
+	struct io_peer peer;
+	struct client *client;
+	struct {
+		uint8_t *data;
+		size_t at, n, alloc;
+	} in, out;   /* to the broker, to the client */
+	size_t room; /* out holds so much */
+	bool receiving, recv_due;
+	uint64_t recv_tag;
+	bool sending, send_due;
+	uint64_t send_tag;
+	const uint8_t *send_data;
+	size_t send_n;
+	bool read_due;
+};
+
+struct poll {
+	int fd;
+	uint64_t tag;
+	bool used;
+};
+
+struct sim {
+	struct io io;
+	uint64_t seed, rng, now, end, hash, n_order;
+	uint32_t requests_per_day, check_every;
+	bool verbose, listening, over;
+	uint64_t listen_tag;
+	struct server server;
+	struct counts count;
+
+	struct entry *agenda; /* heap */
+	size_t n_agenda, agenda_alloc;
+	struct link **links;
+	uint32_t n_links, links_alloc;
+	struct poll polls[16];
+	uint8_t (*pieces)[SIM_PIECE]; /* [SIM_EVENT_MAX]: what events point to */
+
+	struct worker *worker;
+	struct client **clients;
+	uint32_t n_clients, clients_alloc, clients_used;
+	struct vocab *vocab; /* the fake model's, for prompts */
+	uint8_t domains[SIM_USERS][16];
+	struct user *users; /* [SIM_USERS]: what their prompts begin with */
+	uint64_t quiet_since;
+};
+
+/* ---- io.c ---- */
+void sim_io_init(struct sim *s);
+void sim_io_done(struct sim *s);
+/** sim_push() - put @e on the agenda, @delay_usec from now; entries of one moment come in any order. */
+void sim_push(struct sim *s, uint64_t delay_usec, struct entry e);
+/** sim_poll_event() - a watched descriptor of the broker became readable; @class: a tag_class. */
+void sim_poll_event(struct sim *s, enum tag_class class, uint64_t delay_usec);
+/** sim_note() - into the hash. */
+void sim_note(struct sim *s, const void *data, size_t n);
+
+struct link *link_new(struct sim *s, uid_t uid, struct client *c);
+struct link *link_get(struct sim *s, uint32_t index, uint32_t generation);
+/** link_write() - the client sends; nothing is lost, pieces come when they come. */
+void link_write(struct sim *s, struct link *l, const void *data, size_t n);
+/** link_read() - the client takes up to @n bytes. Return: bytes. */
+size_t link_read(struct sim *s, struct link *l, uint8_t *data, size_t n);
+/** link_ended() - nothing more will come to the client. */
+bool link_ended(const struct link *l);
+void link_close(struct sim *s, struct link *l); /* by the client */
+
+/* ---- chance ---- */
+uint64_t sim_random(struct sim *s);
+/** sim_below() - 0 .. n-1. */
+static inline uint64_t sim_below(struct sim *s, uint64_t n)
+{
+	return sim_random(s) % n;
+}
+/** sim_one_in() - true once in @n times. */
+static inline bool sim_one_in(struct sim *s, uint64_t n)
+{
+	return sim_below(s, n) == 0;
+}
+/** sim_between() - @a .. @b. */
+static inline uint64_t sim_between(struct sim *s, uint64_t a, uint64_t b)
+{
+	return a + sim_below(s, b - a + 1);
+}
+
+/* ---- worker.c ---- */
+int worker_new(struct sim *s);
+void worker_free(struct sim *s);
+int worker_spawn(struct sim *s, int control);
+void worker_kill(struct sim *s);
+bool worker_reap(struct sim *s, int *ret_status);
+/** worker_look() - has the broker posted a step? */
+void worker_look(struct sim *s);
+void worker_on_entry(struct sim *s, uint32_t generation);
+void worker_on_death(struct sim *s, uint32_t generation);
+bool worker_idle(const struct sim *s);
+
+/* ---- client.c ---- */
+int clients_init(struct sim *s);
+void clients_done(struct sim *s);
+void clients_on_burst(struct sim *s);
+void clients_on_connect(struct sim *s);
+void client_on_entry(struct sim *s, uint32_t index, uint32_t generation);
+void client_on_read(struct sim *s, struct client *c);
+/** clients_check() - requests that should have ended long ago. */
+void clients_check(struct sim *s);
+
+/* ---- check.c ---- */
+/** sim_broken() - an invariant does not hold. Says so with time and seed, and counts. */
+void sim_broken(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void sim_check(struct sim *s);
+/** sim_check_minute() - the slow ones. */
+void sim_check_minute(struct sim *s);

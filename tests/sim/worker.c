@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The worker process: the real control messages, the real checks of steps and the fake engine, on the
+ * simulated clock. A step is read when it begins and computed when it begins or ends, so that a page
+ * given away in between shows. It dies as processes die: between two instructions, with some rows of a
+ * step written, one of them half. */
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "layout/image.h"
+#include "sim.h"
+#include "worker/batch.h"
+#include "worker/control.h"
+#include "worker/engine.h"
+#include "worker/fake.h"
+#include "worker/serve.h"
+
+#define STEP_USEC  6000u
+#define ROW_USEC   400u
+#define DEATH_MEAN (8 * SIM_MINUTE)
+#define SLOW_MEAN  (20 * SIM_MINUTE)
+
+enum phase { PHASE_NONE, PHASE_LOAD, PHASE_CHANNEL, PHASE_SERVE, PHASE_DEAD };
+
+struct worker {
+	enum phase phase;
+	uint32_t generation, deaths_loading;
+	int control, status;
+	struct engine engine;
+	struct serve serve;
+	struct batch *batch;
+	struct channel_result_row *rows;
+	uint32_t head, tail;
+	bool busy, computed;
+	uint64_t slow_until, next_death, next_slow;
+	struct engine_step step;
+	uint64_t usec;
+	struct channel_result result;
+};
+
+int worker_new(struct sim *s)
+{
+	s->worker = calloc(1, sizeof(*s->worker));
+	if (!s->worker)
+		return -ENOMEM;
+	s->worker->control = -EBADF;
+	s->worker->serve = SERVE_NULL;
+	return 0;
+}
+
+static void let_go(struct worker *w)
+{
+	w->control = fd_close(w->control);
+	w->batch = batch_free(w->batch);
+	free(TAKE_PTR(w->rows));
+	serve_done(&w->serve);
+	engine_done(&w->engine);
+	w->busy = false;
+}
+
+void worker_free(struct sim *s)
+{
+	if (!s->worker)
+		return;
+	let_go(s->worker);
+	free(TAKE_PTR(s->worker));
+}
+
+static uint64_t around(struct sim *s, uint64_t mean)
+{
+	return s->now + sim_between(s, mean / 10, 2 * mean);
+}
+
+static void again(struct sim *s, uint64_t delay_usec, enum entry_kind kind)
+{
+	sim_push(s, delay_usec, (struct entry){.kind = kind, .generation = s->worker->generation});
+}
+
+int worker_spawn(struct sim *s, int control)
+{
+	struct worker *w = s->worker;
+	int pidfd;
+
+	assert(w->phase == PHASE_NONE || w->phase == PHASE_DEAD);
+	pidfd = eventfd(0, EFD_CLOEXEC);
+	w->control = dup(control);
+	if (pidfd < 0 || w->control < 0)
+		return -errno;
+	w->phase = PHASE_LOAD;
+	w->generation++;
+	w->next_death = around(s, DEATH_MEAN);
+	w->next_slow = around(s, SLOW_MEAN);
+	again(s, sim_between(s, 2000, 50000), ENTRY_WORKER);
+	return pidfd;
+}
+
+static void die(struct sim *s, int status)
+{
+	struct worker *w = s->worker;
+
+	let_go(w);
+	w->phase = PHASE_DEAD;
+	w->status = status;
+	/* The socket's end and the process's, in any order. */
+	sim_poll_event(s, TAG_WORKER_CONTROL, sim_below(s, 3000));
+	sim_poll_event(s, TAG_WORKER_PID, sim_below(s, 3000));
+}
+
+void worker_kill(struct sim *s)
+{
+	if (s->worker->phase != PHASE_NONE && s->worker->phase != PHASE_DEAD)
+		die(s, 128 + SIGKILL);
+}
+
+bool worker_reap(struct sim *s, int *ret_status)
+{
+	if (s->worker->phase != PHASE_DEAD)
+		return false;
+	*ret_status = s->worker->status;
+	return true;
+}
+
+bool worker_idle(const struct sim *s)
+{
+	return s->worker->phase == PHASE_SERVE && !s->worker->busy;
+}
+
+/* ---- loading ---- */
+
+/* Return: 1 with a message, 0 where none is there yet, -1 where the broker has gone. */
+static int next_message(struct sim *s, struct control_in *in)
+{
+	struct pollfd p = {.fd = s->worker->control, .events = POLLIN};
+	struct error err = {};
+	int r;
+
+	if (poll(&p, 1, 0) <= 0)
+		return 0;
+	r = control_recv(s->worker->control, in, &err);
+	if (r < 0)
+		sim_broken(s, "the broker's control message: %s", err.text);
+	return r > 0 ? 1 : -1;
+}
+
+static int send_image(struct sim *s, uint32_t n_context, struct error *err)
+{
+	struct worker *w = s->worker;
+	struct control_msg msg = {.type = CONTROL_IMAGE};
+	struct image_builder b;
+	int r = image_builder_init(&b), fd;
+
+	if (r < 0)
+		return r;
+	r = fake_new(&w->engine, &b, n_context, err);
+	fd = r < 0 ? r : image_finish(&b, err);
+	image_builder_done(&b);
+	if (fd < 0)
+		return fd;
+	r = control_send_text(w->control, CONTROL_PROGRESS, "loading", 1, 2, err);
+	if (r == 0)
+		r = control_send(w->control, &msg, fd, err);
+	fd_close(fd);
+	sim_poll_event(s, TAG_WORKER_CONTROL, sim_below(s, 1000));
+	return r;
+}
+
+static int open_channel(struct sim *s, struct control_in *in, struct error *err)
+{
+	struct worker *w = s->worker;
+	struct channel_header *h;
+	struct engine_room room;
+	int r = serve_open(&w->serve, in, &w->engine, err);
+
+	if (r < 0)
+		return r;
+	h = w->serve.channel;
+	room = (struct engine_room){
+		.pool = w->serve.pool,
+		.n_pages = w->serve.n_pages,
+		.n_slots = w->serve.shape.n_slots,
+		.max_rows = w->serve.shape.max_rows,
+		.max_tokens = w->serve.shape.max_tokens,
+	};
+	r = w->engine.attach(w->engine.ctx, &room, err);
+	if (r == 0)
+		r = batch_new(&w->batch, &w->serve.shape, w->engine.limits.n_vocab,
+			      w->serve.n_pages);
+	w->rows = calloc(w->serve.shape.max_rows, sizeof(*w->rows));
+	if (r == 0 && !w->rows)
+		r = -ENOMEM;
+	w->head = atomic_load(&h->steps.head);
+	w->tail = atomic_load(&h->results.tail);
+	if (r == 0)
+		r = control_send_text(w->control, CONTROL_READY, "", 0, 0, err);
+	sim_poll_event(s, TAG_WORKER_CONTROL, sim_below(s, 1000));
+	return r;
+}
+
+static void load(struct sim *s)
+{
+	struct worker *w = s->worker;
+	struct error err = {};
+	struct control_in in;
+	int r = next_message(s, &in);
+
+	if (r < 0) {
+		die(s, 0);
+		return;
+	}
+	/* Three deaths in a row would mean that the model is broken, which it is not. */
+	if (w->deaths_loading < 2 && sim_one_in(s, 30)) {
+		if (r > 0)
+			control_in_done(&in);
+		w->deaths_loading++;
+		s->count.faults[FAULT_WORKER_DEATH_LOADING]++;
+		die(s, sim_one_in(s, 2) ? 1 : 128 + SIGSEGV);
+		return;
+	}
+	if (r == 0) {
+		again(s, sim_between(s, 500, 5000), ENTRY_WORKER);
+		return;
+	}
+	if (w->phase == PHASE_LOAD && in.msg.type == CONTROL_LOAD) {
+		r = send_image(s, in.msg.n_context, &err);
+		w->phase = PHASE_CHANNEL;
+		again(s, sim_between(s, 500, 100000), ENTRY_WORKER);
+	} else if (w->phase == PHASE_CHANNEL && in.msg.type == CONTROL_CHANNEL) {
+		r = open_channel(s, &in, &err);
+		w->phase = PHASE_SERVE;
+		w->deaths_loading = 0;
+	} else {
+		r = error_set(&err, -EPROTO, "control message %u in phase %d", in.msg.type,
+			      (int)w->phase);
+	}
+	control_in_done(&in);
+	if (r < 0)
+		sim_broken(s, "the worker cannot load: %s", err.text);
+}
+
+/* ---- steps ---- */
+
+static void compute(struct sim *s)
+{
+	struct worker *w = s->worker;
+	struct error err = {};
+	int r = w->engine.step(w->engine.ctx, &w->step, w->rows, &err);
+
+	w->computed = true;
+	if (r < 0) {
+		sim_broken(s, "step %llu: %s", (unsigned long long)w->step.seq, err.text);
+		w->result.status = CHANNEL_BAD_STEP;
+		return;
+	}
+	for (uint32_t i = 0; i < w->step.n_wants; i++)
+		if (w->step.wants[i].given == UINT32_MAX)
+			batch_note_sample(w->batch, w->rows[i].slot, w->rows[i].position + 1,
+					  w->rows[i].token);
+}
+
+/* A row that was being written: some of its bytes are new, and nobody's. */
+static void tear(struct sim *s, const struct engine_sequence *q, uint32_t position)
+{
+	struct worker *w = s->worker;
+	const struct page_geometry *g = &w->engine.limits.geometry;
+	uint8_t *row = page_row(w->serve.pool, g, q->pages[position / PAGE_TOKENS],
+				(uint32_t)sim_below(s, g->n_streams), position % PAGE_TOKENS);
+
+	for (uint64_t n = sim_between(s, 1, 31); n > 0; n--)
+		row[n] = (uint8_t)sim_random(s);
+}
+
+/* The first rows of the step are written, one more is torn. */
+static void die_in_step(struct sim *s)
+{
+	struct worker *w = s->worker;
+	struct engine_step step = w->step;
+	struct engine_sequence *part;
+	uint32_t n_rows = (uint32_t)sim_below(s, step.k.n_rows), i;
+	struct error err = {};
+
+	part = calloc(step.n_sequences, sizeof(*part));
+	assert(part);
+	memcpy(part, step.sequences, step.n_sequences * sizeof(*part));
+	for (i = 0; i + 1 < step.n_sequences && part[i + 1].first_row <= n_rows; i++)
+		;
+	tear(s, &part[i], step.k.positions[n_rows]);
+	part[i].n_rows = n_rows - part[i].first_row;
+	step.n_sequences = i + (part[i].n_rows > 0);
+	step.sequences = part;
+	if (!w->computed && step.n_sequences > 0 &&
+	    w->engine.step(w->engine.ctx, &step, w->rows, &err) < 0)
+		sim_broken(s, "step %llu: %s", (unsigned long long)step.seq, err.text);
+	free(part);
+}
+
+void worker_on_death(struct sim *s, uint32_t generation)
+{
+	struct worker *w = s->worker;
+
+	if (generation != w->generation || w->phase != PHASE_SERVE)
+		return;
+	s->count.faults[FAULT_WORKER_DEATH]++;
+	if (w->busy)
+		die_in_step(s);
+	die(s, sim_one_in(s, 4) ? 1 : 128 + SIGKILL);
+}
+
+static void begin(struct sim *s)
+{
+	struct worker *w = s->worker;
+	struct channel_header *h = w->serve.channel;
+	struct error err = {};
+	int r = batch_read(w->batch, w->serve.channel, w->head, &w->step, &err);
+
+	s->count.steps++;
+	w->result = (struct channel_result){.seq = w->step.seq, .status = CHANNEL_OK};
+	w->busy = true;
+	w->computed = false;
+	if (r < 0) {
+		sim_broken(s, "step %llu: %s", (unsigned long long)w->step.seq, err.text);
+		w->result.status = CHANNEL_BAD_STEP;
+		w->computed = true;
+	} else if (sim_one_in(s, 2)) {
+		compute(s);
+	}
+	atomic_store_explicit(&h->steps.head, ++w->head, memory_order_release);
+	if (s->now >= w->next_slow) {
+		s->count.faults[FAULT_WORKER_SLOW]++;
+		w->next_slow = around(s, SLOW_MEAN);
+		w->slow_until = s->now + sim_between(s, SIM_SECOND, 10 * SIM_SECOND);
+	}
+	w->usec = STEP_USEC + ROW_USEC * (uint64_t)w->step.k.n_rows;
+	w->usec = sim_between(s, w->usec / 2, w->usec * 3 / 2);
+	if (s->now < w->slow_until)
+		w->usec *= 20;
+	if (s->now >= w->next_death) {
+		w->next_death = UINT64_MAX;
+		again(s, sim_below(s, w->usec * 5 / 4), ENTRY_DEATH);
+	}
+	again(s, w->usec, ENTRY_WORKER);
+}
+
+static void end(struct sim *s)
+{
+	struct worker *w = s->worker;
+	struct channel_header *h = w->serve.channel;
+	struct channel_result *out = channel_result(w->serve.channel, &w->serve.shape, w->tail);
+
+	if (!w->computed)
+		compute(s);
+	w->result.n_rows = w->result.status == CHANNEL_OK ? w->step.n_wants : 0;
+	w->result.usec = w->usec;
+	*out = w->result;
+	memcpy(channel_result_rows(out), w->rows, sizeof(*w->rows) * w->result.n_rows);
+	sim_note(s, w->rows, sizeof(*w->rows) * w->result.n_rows);
+	atomic_store(&h->results.tail, ++w->tail);
+	w->busy = false;
+	sim_poll_event(s, TAG_WORKER_RESULT, sim_below(s, 100));
+}
+
+void worker_look(struct sim *s)
+{
+	struct worker *w = s->worker;
+	struct channel_header *h;
+
+	if (w->phase != PHASE_SERVE || w->busy)
+		return;
+	h = w->serve.channel;
+	if (atomic_load_explicit(&h->steps.tail, memory_order_acquire) == w->head) {
+		atomic_store(&h->steps.asleep, 1);
+		return;
+	}
+	/* The broker posted to a sleeper: it must have taken the flag down to wake it. */
+	if (atomic_load(&h->steps.asleep))
+		sim_broken(s, "a step was posted and the worker not woken");
+	begin(s);
+}
+
+void worker_on_entry(struct sim *s, uint32_t generation)
+{
+	struct worker *w = s->worker;
+
+	if (generation != w->generation)
+		return;
+	switch (w->phase) {
+	case PHASE_LOAD:
+	case PHASE_CHANNEL:
+		load(s);
+		break;
+	case PHASE_SERVE:
+		if (w->busy)
+			end(s);
+		break;
+	default:
+		break;
+	}
+}
