@@ -143,14 +143,14 @@ static inline void io_close(struct io *io, int fd)
 {
 	io->ops->close(io, fd);
 }
+static inline uint64_t io_now_usec(struct io *io)
+{
+	return io->ops->now_usec(io);
+}
 /** io_wait() - number of events, 0 at the deadline (UINT64_MAX: none), or -errno. */
 static inline int io_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
 {
 	return io->ops->wait(io, ret, max, deadline_usec);
-}
-static inline uint64_t io_now_usec(struct io *io)
-{
-	return io->ops->now_usec(io);
 }
 static inline void io_random(struct io *io, void *ret, size_t n)
 {

@@ -362,15 +362,9 @@ static int wait_once(struct io *io, struct io_event *ret, unsigned max, uint64_t
 	return (int)(n + take_queue(u, ret + n, max - n));
 }
 
-/* A signal, or a wake-up with nothing to tell, is no reason to return. */
 static int ep_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
 {
-	int n;
-
-	do
-		n = wait_once(io, ret, max, deadline_usec);
-	while (n == 0 && io_real_now_usec(io) < deadline_usec);
-	return n;
+	return io_real_wait(wait_once, io, ret, max, deadline_usec);
 }
 
 static void ep_free(struct io *io)
@@ -395,19 +389,7 @@ static const struct io_ops ep_ops = {
 	.work = ep_work,
 	.cancel = ep_cancel,
 	.wait = ep_wait,
-	.peer = io_real_peer,
-	.send_now = io_real_send_now,
-	.shutdown = io_real_shutdown,
-	.close = io_real_close,
-	.now_usec = io_real_now_usec,
-	.random = io_real_random,
-	.memfd = io_real_memfd,
-	.map = io_real_map,
-	.unmap = io_real_unmap,
-	.alloc = io_real_alloc,
-	.spawn = io_real_spawn,
-	.reap = io_real_reap,
-	.kill = io_real_kill,
+	IO_REAL_OPS,
 };
 
 int io_epoll_new(struct io **ret, struct error *err)

@@ -18,6 +18,26 @@ int io_real_spawn(struct io *io, const struct io_spawn *what, pid_t *ret_pid);
 int io_real_reap(struct io *io, int pidfd, int *ret_status);
 void io_real_kill(struct io *io, int pidfd, int signal);
 
+/* A signal, or completions that were the backend's own to mend, are no reason to return. */
+static inline int io_real_wait(int (*once)(struct io *, struct io_event *, unsigned, uint64_t),
+			       struct io *io, struct io_event *ret, unsigned max,
+			       uint64_t deadline_usec)
+{
+	int n;
+
+	do
+		n = once(io, ret, max, deadline_usec);
+	while (n == 0 && io_real_now_usec(io) < deadline_usec);
+	return n;
+}
+
+/* What both tables end with. */
+#define IO_REAL_OPS                                                                                \
+	.peer = io_real_peer, .send_now = io_real_send_now, .shutdown = io_real_shutdown,          \
+	.close = io_real_close, .now_usec = io_real_now_usec, .random = io_real_random,            \
+	.memfd = io_real_memfd, .map = io_real_map, .unmap = io_real_unmap,                        \
+	.alloc = io_real_alloc, .spawn = io_real_spawn, .reap = io_real_reap, .kill = io_real_kill
+
 /* A few threads, a queue in and a list out; the eventfd becomes readable when something is done. */
 struct io_workers;
 int io_workers_new(struct io_workers **ret, unsigned n_threads);

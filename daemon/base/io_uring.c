@@ -373,15 +373,9 @@ static int wait_once(struct io *io, struct io_event *ret, unsigned max, uint64_t
 	return (int)(n + drain_workers(u, ret + n, max - n));
 }
 
-/* Completions that are ours to mend (buffers ran out, a wake-up of the workers) are no reason to return. */
 static int uring_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t deadline_usec)
 {
-	int n;
-
-	do
-		n = wait_once(io, ret, max, deadline_usec);
-	while (n == 0 && io_real_now_usec(io) < deadline_usec);
-	return n;
+	return io_real_wait(wait_once, io, ret, max, deadline_usec);
 }
 
 static void uring_free(struct io *io)
@@ -408,19 +402,7 @@ static const struct io_ops uring_ops = {
 	.work = uring_work,
 	.cancel = uring_cancel,
 	.wait = uring_wait,
-	.peer = io_real_peer,
-	.send_now = io_real_send_now,
-	.shutdown = io_real_shutdown,
-	.close = io_real_close,
-	.now_usec = io_real_now_usec,
-	.random = io_real_random,
-	.memfd = io_real_memfd,
-	.map = io_real_map,
-	.unmap = io_real_unmap,
-	.alloc = io_real_alloc,
-	.spawn = io_real_spawn,
-	.reap = io_real_reap,
-	.kill = io_real_kill,
+	IO_REAL_OPS,
 };
 
 static int ring_init(struct ring_io *u, struct error *err)

@@ -647,15 +647,6 @@ static void forget_steps(struct sched *s)
 	s->in_callbacks = false;
 }
 
-void sched_requeue_all(struct sched *s)
-{
-	forget_steps(s);
-	sweep(s);
-	/* From the youngest: each goes to the front, so their order stays. */
-	while (s->running.last)
-		seq_yield(s->running.last);
-}
-
 void sched_fail_all(struct sched *s)
 {
 	forget_steps(s);

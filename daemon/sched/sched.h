@@ -125,8 +125,6 @@ void sched_run(struct sched *s);
 int sched_take_results(struct sched *s, struct error *err);
 /** sched_fail_all() - every sequence ends with SEQ_END_FAILED. No worker may run any more. */
 void sched_fail_all(struct sched *s);
-/** sched_requeue_all() - the worker died: what it had not answered is owed again, to the next one. */
-void sched_requeue_all(struct sched *s);
 
 void sched_get_stats(const struct sched *s, struct sched_stats *ret);
 /** sched_check() - invariants, for tests: pages of sequences and the pool agree, slots too. */
