@@ -411,7 +411,10 @@ int event_from_frame(struct dsc_stream *s, const Dsd__ServerFrame *f)
 		return event_error(s, event_errno((enum dsc_code)f->error->code),
 				   (enum dsc_code)f->error->code, f->error->retry_after_ms,
 				   f->error->message);
-	if (f->msg_case == DSD__SERVER_FRAME__MSG_HELLO || kind_of[f->msg_case] != s->kind)
+	/* An answer of another kind, or one that a later daemon gives. */
+	if (f->msg_case == DSD__SERVER_FRAME__MSG_HELLO ||
+	    (size_t)f->msg_case >= sizeof(kind_of) / sizeof(kind_of[0]) ||
+	    kind_of[f->msg_case] != s->kind)
 		return -EPROTO;
 	switch (f->msg_case) {
 	case DSD__SERVER_FRAME__MSG_STARTED:

@@ -291,7 +291,8 @@ static const void *element_at(const ProtobufCMessage *m, const ProtobufCFieldDes
 
 	if (f->label != PROTOBUF_C_LABEL_REPEATED)
 		return member;
-	return *(const uint8_t *const *)member + i * element_bytes(f);
+	member = *(const uint8_t *const *)member;
+	return member ? member + i * element_bytes(f) : NULL; /* no elements */
 }
 
 static int check_value(const struct walk *w, const ProtobufCFieldDescriptor *f,
