@@ -331,10 +331,9 @@ static void generate_ready(struct request *r)
 	if (r->n_prompt == 0)
 		s = error_set(&err, -EINVAL, "the prompt has no tokens: want at least one");
 	else if (r->n_prompt >= room)
-		s = error_set(
-			&err, -EINVAL,
-			"the prompt has %u tokens: want fewer than %u (context %u, pool of %u)",
-			r->n_prompt, room, h->n_context, room);
+		s = error_set(&err, -EINVAL, "the prompt has %u tokens: want fewer than %u (%s)",
+			      r->n_prompt, room,
+			      room == h->n_context ? "the context" : "what the pool holds");
 	if (s == 0)
 		s = apply_resume(r, &err);
 	if (s == 0) {

@@ -51,8 +51,8 @@ static const char help[] =
 	"  --check-config               print every key, its value and meaning, and exit\n"
 	"  --help, --version\n"
 	"\n"
-	"Exit status: 0 stopped as asked, 1 failed, 2 options or configuration, 75 another dsd runs\n"
-	"with the same --state.\n";
+	"Exit status: 0 stopped as asked, 1 failed, 2 options or configuration, 75 another dsd has the\n"
+	"state directory or a socket.\n";
 
 static int parse(struct options *o, int argc, char **argv, struct error *err)
 {
@@ -203,7 +203,10 @@ static int listen_at(const char *path, mode_t mode, struct error *err)
 		if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode))
 			return error_set(err, -EEXIST, "%.120s is there and is no socket", path);
 		if (answers(&addr))
-			return error_set(err, -EADDRINUSE, "somebody serves %.120s already", path);
+			return error_set(err, -EADDRINUSE,
+					 "somebody serves %.120s already: want another --socket or "
+					 "--admin-socket",
+					 path);
 		unlink(path); /* left behind by one that died */
 	}
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
