@@ -141,10 +141,12 @@ void request_fail(struct request *r, Dsd__Code code, const char *text, uint32_t 
 {
 	struct conn *c = r->conn;
 	uint64_t id = r->id;
+	char copy[ERROR_TEXT_MAX]; /* the sentence may be the request's own */
 
+	snprintf(copy, sizeof(copy), "%s", text);
 	r->server->count.failed++;
 	request_detach(r);
-	conn_send_error(c, id, code, text, retry_after_ms);
+	conn_send_error(c, id, code, copy, retry_after_ms);
 }
 
 void request_fail_seq(struct request *r, enum seq_end why)
