@@ -195,8 +195,12 @@ def test_a_reader_that_never_reads_again_is_let_go():
         slow, other = d.client(), d.client()
         for i in range(8):
             slow.start("hello", id=100 + i, max_tokens=3000, ignore_eos=True, logprobs=20)
-        settle(other, running=0, waiting=0, pages_used=0)
+        for _ in range(500):
+            if other.stats().protocol_errors == 1:
+                break
+            time.sleep(0.02)
         assert other.stats().protocol_errors == 1 and d.alive()
+        settle(other, running=0, waiting=0, pages_used=0)
         with pytest.raises(Closed):
             while slow.recv().WhichOneof("msg") != "error":
                 pass
