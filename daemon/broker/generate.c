@@ -306,19 +306,6 @@ static int submit_choice(struct request *r, uint32_t i, struct error *err)
 	return s;
 }
 
-static Dsd__Code code_of(int r)
-{
-	switch (r) {
-	case -EAGAIN:
-	case -ENOMEM:
-		return DSD__CODE__CODE_RESOURCE_EXHAUSTED;
-	case -ESTALE:
-		return DSD__CODE__CODE_FAILED_PRECONDITION;
-	default:
-		return DSD__CODE__CODE_INVALID_ARGUMENT;
-	}
-}
-
 static void generate_ready(struct request *r)
 {
 	const struct image_header *h = model_image(r->model)->h;
@@ -353,14 +340,14 @@ static void generate_ready(struct request *r)
 				"generate.sampling.logit_bias[%u].id: got %u, want less than %u", i,
 				r->params.bias[i].id, h->n_vocab);
 	if (s < 0) {
-		request_fail(r, code_of(s), error_text(&err, s), 0);
+		request_fail(r, request_code(s), error_text(&err, s), 0);
 		return;
 	}
 	send_started(r);
 	for (uint32_t i = 0; i < r->n_choices && s == 0; i++)
 		s = submit_choice(r, i, &err);
 	if (s < 0) {
-		request_fail(r, code_of(s), error_text(&err, s), s == -EAGAIN ? 1000 : 0);
+		request_fail(r, request_code(s), error_text(&err, s), s == -EAGAIN ? 1000 : 0);
 		return;
 	}
 	model_kick(r->model);

@@ -329,12 +329,14 @@ void request_fail_input(struct request *r, int e, const char *why)
 			     1000);
 }
 
-static Dsd__Code code_of(int r)
+Dsd__Code request_code(int r)
 {
 	switch (r) {
+	case -EAGAIN:
 	case -ENOMEM:
 		return DSD__CODE__CODE_RESOURCE_EXHAUSTED;
 	case -EOPNOTSUPP:
+	case -ESTALE:
 		return DSD__CODE__CODE_FAILED_PRECONDITION;
 	default:
 		return DSD__CODE__CODE_INVALID_ARGUMENT;
@@ -344,7 +346,7 @@ static Dsd__Code code_of(int r)
 static void encoded(struct request *r)
 {
 	if (r->encode_result < 0)
-		request_fail(r, code_of(r->encode_result),
+		request_fail(r, request_code(r->encode_result),
 			     error_text(&r->encode_error, r->encode_result), 0);
 	else if (model_state(r->model) != DSD__STATE__STATE_READY ||
 		 model_vocab(r->model) != r->vocab)

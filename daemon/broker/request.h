@@ -120,6 +120,8 @@ void request_unpark(struct request *r);
 
 /** request_fail() - end with an Error frame. Frees @r. */
 void request_fail(struct request *r, Dsd__Code code, const char *text, uint32_t retry_after_ms);
+/** request_code() - the protocol's code for what encoding or submitting returned. */
+Dsd__Code request_code(int r);
 /** request_fail_seq() - the same for a sequence that ended otherwise than it should. Frees @r. */
 void request_fail_seq(struct request *r, enum seq_end why);
 /** request_cancel() - end without a word. Frees @r (or leaves it to the encoder). */

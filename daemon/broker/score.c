@@ -100,10 +100,7 @@ static void score_ready(struct request *r)
 	if (s == 0)
 		s = sched_submit(model_sched(r->model), &cfg, &r->choices[0].seq, &err);
 	if (s < 0) {
-		request_fail(r,
-			     s == -EAGAIN || s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED
-							  : DSD__CODE__CODE_INVALID_ARGUMENT,
-			     error_text(&err, s), s == -EAGAIN ? 1000 : 0);
+		request_fail(r, request_code(s), error_text(&err, s), s == -EAGAIN ? 1000 : 0);
 		return;
 	}
 	seq_pause(r->choices[0].seq, r->conn->congested);

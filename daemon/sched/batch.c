@@ -23,7 +23,7 @@ static int reserve_or_preempt(struct sched *s, struct seq *q, uint32_t n)
 
 		if (r != -EAGAIN)
 			return r;
-		if (sched_reclaim(s))
+		if (sched_reclaim(s, NULL))
 			continue;
 		for (victim = s->running.last; victim && victim != q; victim = victim->prev)
 			if (victim->n_pages && !victim->done && !victim->yield)

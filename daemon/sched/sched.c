@@ -333,10 +333,10 @@ static uint32_t pages_wanted(const struct seq *q)
 }
 
 /* The youngest sequence without a slot that holds pages gives them up. Return: false: there is none. */
-bool sched_reclaim(struct sched *s)
+bool sched_reclaim(struct sched *s, const struct seq *spare)
 {
 	for (struct seq *q = s->waiting.last; q; q = q->prev)
-		if (q->n_pages) {
+		if (q->n_pages && q != spare) {
 			seq_drop_pages(q);
 			return true;
 		}
@@ -433,16 +433,10 @@ static void admit(struct sched *s)
 		if (q->paused || leader_is_ahead(q))
 			continue;
 		attach_prefix(q);
-		while (pages_wanted(q) > pool_n_available(s->cfg.pool)) {
-			/* Not its own: they are what it wants to go on with. */
-			struct seq *last = s->waiting.last;
-
-			while (last && (last == q || last->n_pages == 0))
-				last = last->prev;
-			if (!last)
+		/* Not its own pages: they are what it wants to go on with. */
+		while (pages_wanted(q) > pool_n_available(s->cfg.pool))
+			if (!sched_reclaim(s, q))
 				return;
-			seq_drop_pages(last);
-		}
 		while (s->by_slot[slot])
 			slot++;
 		list_remove(&s->waiting, q);

@@ -109,8 +109,9 @@ int seq_reserve(struct seq *q, uint32_t n_rows, struct error *err);
 void seq_drop_pages(struct seq *q);
 /** seq_preempt() - out of the running set, back into the queue, without pages. */
 void seq_preempt(struct seq *q);
-/** sched_reclaim() - take the pages of a sequence that has no slot. Return: false: none holds any. */
-bool sched_reclaim(struct sched *s);
+/** sched_reclaim() - take the pages of the youngest sequence without a slot, but for @spare (NULL: of
+ * any). Return: false: none holds any. */
+bool sched_reclaim(struct sched *s, const struct seq *spare);
 
 /** batch_post() - build and post one step (batch.c). Return: rows posted, 0 where none are owed. */
 uint32_t batch_post(struct sched *s);
