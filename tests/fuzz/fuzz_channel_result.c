@@ -141,7 +141,9 @@ static bool take_all(struct world *w)
 
 			must(row->slot == w->asked[i][k].slot &&
 			     row->position == w->asked[i][k].position);
-			must(row->token < N_VOCAB && isfinite(row->logprob));
+			must(row->token < N_VOCAB ||
+			     (row->token == CHANNEL_NO_TOKEN && row->n_top == 0));
+			must(isfinite(row->logprob));
 			must(row->n_top <= CHANNEL_TOP_MAX);
 			for (uint32_t t = 0; t < row->n_top; t++)
 				must(row->top[t].id < N_VOCAB && isfinite(row->top[t].logprob));
