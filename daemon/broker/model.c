@@ -31,10 +31,13 @@
 #define BACKOFF_FIRST_USEC 100000u
 #define BACKOFF_MAX_USEC   10000000u
 #define CALM_USEC          60000000u /* a worker that lived so long starts from the first back-off */
-#define LOAD_DEATHS_MAX    3u        /* deaths in a row while loading: the model is broken */
+#define DEATHS_MAX         3u        /* in CALM_USEC: the model is DEGRADED, and tried on */
 #define CONTROL_BURST_MAX  64u       /* messages taken at once; progress comes every 50 ms */
 #define FILES_MAX          512u
 #define POOL_DEFAULT_MAX   (UINT64_C(4) << 30)
+
+/* Of the worker; what others see of the model is its state. */
+enum phase { PHASE_OFF, PHASE_LOADING, PHASE_RUNNING };
 
 struct model {
 	struct server *server;
@@ -42,13 +45,15 @@ struct model {
 	uint32_t index;
 	Dsd__State state;
 	char reason[ERROR_TEXT_MAX];
+	enum phase phase;
 
 	uint32_t generation; /* of the worker, for tags */
 	pid_t pid;
 	int pidfd, control;
 	bool result_polled, pid_polled, control_polled;
 	uint64_t born_usec, retry_usec; /* retry: 0: none is due */
-	uint32_t starts, deaths, deaths_in_row, load_deaths;
+	uint32_t starts, deaths, deaths_in_row;
+	uint64_t death_usec[DEATHS_MAX]; /* of the last ones; a ring by deaths */
 	char stage[64];
 	float progress;
 
@@ -92,6 +97,13 @@ const char *model_reason(const struct model *m)
 	return m->reason;
 }
 
+Dsd__Code model_refusal(const struct model *m)
+{
+	bool tried_on = m->retry_usec || m->phase != PHASE_OFF;
+
+	return tried_on && m->vocab ? DSD__CODE__CODE_RETRYABLE : DSD__CODE__CODE_MODEL_INVALID;
+}
+
 const struct image *model_image(const struct model *m)
 {
 	return m->vocab ? &m->image : NULL;
@@ -124,10 +136,11 @@ static void drop_fd(struct model *m, int *fd, bool *polled)
 	*fd = fd_close(*fd);
 }
 
+/* The worker is gone: its sequences wait for the next one. */
 static void drop_channel(struct model *m)
 {
 	if (m->sched) {
-		sched_fail_all(m->sched);
+		sched_requeue_all(m->sched);
 		sched_set_channel(m->sched, NULL);
 	}
 	if (m->channel && m->result_polled)
@@ -138,6 +151,8 @@ static void drop_channel(struct model *m)
 
 static void drop_model(struct model *m)
 {
+	if (m->sched)
+		sched_fail_all(m->sched);
 	m->sched = sched_free(m->sched);
 	m->pool = pool_free(m->pool);
 	m->vocab = vocab_unref(m->vocab);
@@ -325,7 +340,8 @@ static void model_failed(struct model *m, int r, const struct error *err)
 
 	if (r >= 0 || ((r == -EPIPE || r == -ECONNRESET) && m->pidfd >= 0))
 		return;
-	if (!passing && r != -EPROTO && m->state != DSD__STATE__STATE_READY) {
+	if (!passing && r != -EPROTO && m->phase != PHASE_RUNNING) {
+		m->phase = PHASE_OFF;
 		model_set_state(m, DSD__STATE__STATE_DEGRADED, error_text(err, r));
 		return;
 	}
@@ -353,8 +369,8 @@ void model_start(struct model *m)
 	_Static_assert(_PAGE_ENTRY_MAX == 3, "config.c names the entries");
 	m->retry_usec = 0;
 	m->progress = 0;
+	m->phase = PHASE_LOADING;
 	snprintf(m->stage, sizeof(m->stage), "starting");
-	model_set_state(m, DSD__STATE__STATE_LOADING, "");
 	r = spawn_worker(m, &err);
 	if (r == 0)
 		r = send_files(m, &err);
@@ -375,6 +391,8 @@ static void model_set_state(struct model *m, Dsd__State state, const char *reaso
 	if (state == DSD__STATE__STATE_DEGRADED) {
 		log_error("model %s: %s", m->cfg.name, reason);
 		kill_worker(m);
+		if (m->sched)
+			sched_fail_all(m->sched);
 	}
 	if (state != DSD__STATE__STATE_LOADING)
 		while ((r = m->parked)) {
@@ -406,7 +424,7 @@ void model_unpark(struct model *m, struct request *r)
 
 void model_kick(struct model *m)
 {
-	if (m->sched && m->channel && m->state == DSD__STATE__STATE_READY)
+	if (m->phase == PHASE_RUNNING)
 		sched_run(m->sched);
 }
 
@@ -565,7 +583,7 @@ static void on_ready(struct model *m)
 		 (double)h->n_params / 1e6, pool_n_pages(m->pool),
 		 (unsigned long long)pool_geometry(m->pool)->stride, page_entry_name(h->entry));
 	m->progress = 1;
-	m->load_deaths = 0;
+	m->phase = PHASE_RUNNING;
 	model_set_state(m, DSD__STATE__STATE_READY, "");
 	model_kick(m);
 }
@@ -583,7 +601,7 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 				(float)((double)MIN(msg->done, msg->total) / (double)msg->total);
 		return 0;
 	case CONTROL_IMAGE:
-		if (m->state != DSD__STATE__STATE_LOADING || m->channel || fd < 0)
+		if (m->phase != PHASE_LOADING || m->channel || fd < 0)
 			return error_set(err, -EPROTO, "the worker sent an image out of turn");
 		r = adopt_image(m, fd, err);
 		if (r == 0)
@@ -592,7 +610,7 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 			r = make_channel(m, err);
 		return r;
 	case CONTROL_READY:
-		if (m->state != DSD__STATE__STATE_LOADING || !m->channel)
+		if (m->phase != PHASE_LOADING || !m->channel)
 			return error_set(err, -EPROTO, "the worker was ready out of turn");
 		on_ready(m);
 		return 0;
@@ -695,17 +713,32 @@ void model_on_result(struct model *m, uint32_t generation)
 	if (generation != m->generation || !m->channel)
 		return;
 	channel_clear_result(m->channel);
-	if (m->state == DSD__STATE__STATE_READY && sched_take_results(m->sched, &err) < 0) {
+	if (m->phase == PHASE_RUNNING && sched_take_results(m->sched, &err) < 0) {
 		log_error("model %s: %s", m->cfg.name, err.text);
 		kill_worker(m); /* its death does the rest */
 	}
+}
+
+/* One more death, and whether it was one of DEATHS_MAX in CALM_USEC. */
+static bool too_many_deaths(struct model *m, uint64_t now)
+{
+	uint64_t *slot = &m->death_usec[m->deaths++ % DEATHS_MAX]; /* the oldest */
+	bool many;
+
+	*slot = now;
+	slot = &m->death_usec[m->deaths % DEATHS_MAX];
+	many = m->deaths >= DEATHS_MAX && now - *slot < CALM_USEC;
+	if (now - m->born_usec > CALM_USEC)
+		m->deaths_in_row = 0;
+	return many;
 }
 
 void model_on_pid(struct model *m, uint32_t generation)
 {
 	struct server *s = m->server;
 	uint64_t now = io_now_usec(s->io);
-	char text[128];
+	char text[128], reason[256];
+	bool died_often;
 	int status;
 
 	if (generation != m->generation || m->pidfd < 0)
@@ -716,27 +749,28 @@ void model_on_pid(struct model *m, uint32_t generation)
 		return;
 	drop_fd(m, &m->pidfd, &m->pid_polled);
 	drop_fd(m, &m->control, &m->control_polled);
-	m->deaths++;
-	if (now - m->born_usec > CALM_USEC)
-		m->deaths_in_row = 0;
-	m->load_deaths += m->state == DSD__STATE__STATE_LOADING;
+	died_often = too_many_deaths(m, now);
 	if (status > 128)
 		snprintf(text, sizeof(text), "the worker was killed by signal %d (%s)",
 			 status - 128, sigabbrev_np(status - 128) ?: "?");
 	else
 		snprintf(text, sizeof(text), "the worker left with status %d", status);
 	/* What made the model DEGRADED was said when it did. */
-	log_line(m->state == DSD__STATE__STATE_DEGRADED ? LOG_DEBUG : LOG_WARNING, "model %s: %s",
-		 m->cfg.name, text);
+	log_line(m->phase == PHASE_OFF ? LOG_DEBUG : LOG_WARNING, "model %s: %s", m->cfg.name,
+		 text);
 	drop_channel(m);
-	if (s->stopping || m->state == DSD__STATE__STATE_DEGRADED)
+	if (s->stopping || m->phase == PHASE_OFF)
 		return;
-	if (m->load_deaths >= LOAD_DEATHS_MAX) {
-		model_set_state(m, DSD__STATE__STATE_DEGRADED, text);
-		return;
+	m->phase = PHASE_OFF;
+	if (died_often) {
+		snprintf(reason, sizeof(reason),
+			 "%u workers died within a minute, and it is tried on: %s", DEATHS_MAX,
+			 text);
+		model_set_state(m, DSD__STATE__STATE_DEGRADED, reason);
+	} else if (m->state == DSD__STATE__STATE_READY) {
+		model_set_state(m, DSD__STATE__STATE_LOADING, "");
 	}
 	retry_later(m);
-	model_set_state(m, DSD__STATE__STATE_LOADING, "");
 }
 
 uint64_t model_on_tick(struct model *m, uint64_t now)

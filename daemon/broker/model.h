@@ -3,10 +3,11 @@
 /* A model the broker serves: its worker process, image, vocabulary, pool and scheduler.
  *
  *   LOADING ──► READY ──► (worker dies) ──► LOADING ...     with back-off
- *      └──────► DEGRADED: the worker said why the files cannot be served
+ *      └──────► DEGRADED: the worker said why the files cannot be served,
+ *               or three workers died within a minute (then another is tried with back-off)
  *
- * The worker is watched by pidfd. When it dies its sequences end with RETRYABLE and a new one is
- * started; pool and image stay, the channel is new. Thread: broker. */
+ * The worker is watched by pidfd. When it dies a new one is started and its sequences go on where they
+ * were; pool and image stay, the channel is new. Thread: broker. */
 #include <stdint.h>
 
 #include "base/config.h"
@@ -29,7 +30,9 @@ void model_start(struct model *m);
 
 const char *model_name(const struct model *m);
 Dsd__State model_state(const struct model *m);
-const char *model_reason(const struct model *m);        /* why DEGRADED */
+const char *model_reason(const struct model *m); /* why DEGRADED */
+/** model_refusal() - what requests of a DEGRADED model get: RETRYABLE if it ran and is tried on. */
+Dsd__Code model_refusal(const struct model *m);
 const struct image *model_image(const struct model *m); /* NULL before the first load */
 struct vocab *model_vocab(const struct model *m);
 struct sched *model_sched(const struct model *m);

@@ -17,6 +17,13 @@
 #include "text/template.h"
 #include "text/vocab.h"
 
+static void refuse_degraded(struct conn *c, uint64_t id, const struct model *m)
+{
+	Dsd__Code code = model_refusal(m);
+
+	conn_send_error(c, id, code, model_reason(m), code == DSD__CODE__CODE_RETRYABLE ? 1000 : 0);
+}
+
 struct request *request_new(struct conn *c, uint64_t id, const char *model_name,
 			    void (*ready)(struct request *r))
 {
@@ -38,7 +45,7 @@ struct request *request_new(struct conn *c, uint64_t id, const char *model_name,
 		return NULL;
 	}
 	if (model_state(m) == DSD__STATE__STATE_DEGRADED) {
-		conn_send_error(c, id, DSD__CODE__CODE_MODEL_INVALID, model_reason(m), 0);
+		refuse_degraded(c, id, m);
 		s->count.failed++;
 		return NULL;
 	}
@@ -156,13 +163,17 @@ void request_fail_seq(struct request *r, enum seq_end why)
 		request_fail(r, DSD__CODE__CODE_MODEL_FAULT,
 			     "the model computed numbers that are none", 0);
 		break;
+	case SEQ_END_QUARANTINED:
+		request_fail(r, DSD__CODE__CODE_MODEL_FAULT,
+			     "two workers died computing this request: it is not tried again", 0);
+		break;
 	case SEQ_END_EXHAUSTED:
 		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED,
 			     "the pool has no pages left for this request (pool.size)", 1000);
 		break;
 	default:
 		request_fail(r, DSD__CODE__CODE_RETRYABLE,
-			     "the model's worker went away, or refused a step of this request",
+			     "the model went away, or its worker refused a step of this request",
 			     1000);
 	}
 }
@@ -367,9 +378,12 @@ void request_on_encoded(struct request *r)
 
 void request_unpark(struct request *r)
 {
+	Dsd__Code code = model_refusal(r->model);
+
 	r->parked = false;
 	if (model_state(r->model) == DSD__STATE__STATE_DEGRADED)
-		request_fail(r, DSD__CODE__CODE_MODEL_INVALID, model_reason(r->model), 0);
+		request_fail(r, code, model_reason(r->model),
+			     code == DSD__CODE__CODE_RETRYABLE ? 1000 : 0);
 	else
 		request_start(r);
 }

@@ -82,9 +82,10 @@ static void write_rows(struct seq *q, struct channel_row *rows, uint32_t n, stru
 	step->n++;
 }
 
-/* One pass over the running sequences; @single: those that owe one row, else the others. */
-static uint32_t pass(struct sched *s, bool single, struct channel_row *rows, uint32_t n,
-		     uint32_t max, struct posted *step)
+/* One pass over the running sequences; @single: those that owe one row, else the others. @suspect: it
+ * alone; NULL: all but suspects. */
+static uint32_t pass(struct sched *s, const struct seq *suspect, bool single,
+		     struct channel_row *rows, uint32_t n, uint32_t max, struct posted *step)
 {
 	struct seq *q, *next;
 
@@ -93,7 +94,8 @@ static uint32_t pass(struct sched *s, bool single, struct channel_row *rows, uin
 		int r;
 
 		next = q->next;
-		if (q->paused || q->yield || q->done || owes == 0 || (owes == 1) != single)
+		if (q->paused || q->yield || q->done || owes == 0 || (owes == 1) != single ||
+		    (suspect ? q != suspect : q->alone_until > 0))
 			continue;
 		r = reserve_or_preempt(s, q, want);
 		if (r == -EAGAIN && !single) {
@@ -112,19 +114,31 @@ static uint32_t pass(struct sched *s, bool single, struct channel_row *rows, uin
 	return n;
 }
 
+/* The first that a worker may have died of. */
+static const struct seq *find_suspect(const struct sched *s)
+{
+	const struct seq *q = s->running.first;
+
+	while (q && (q->alone_until == 0 || q->paused || q->yield || q->done))
+		q = q->next;
+	return q;
+}
+
 uint32_t batch_post(struct sched *s)
 {
 	struct channel_row *rows = channel_begin_step(s->channel);
 	uint32_t max = channel_get_shape(s->channel)->max_rows;
 	struct posted *step = &s->posted[s->n_posted % STEPS_QUEUED];
+	const struct seq *suspect = find_suspect(s);
 	uint32_t n, n_single;
 
-	if (!rows)
+	/* Should the worker die of it once more, nobody else is in that step. */
+	if (!rows || (suspect && s->n_posted != s->n_taken))
 		return 0;
 	step->n = 0;
 	/* A sequence is in a step once: what the first pass took owes nothing, or waits for its sample. */
-	n_single = pass(s, true, rows, 0, max, step);
-	n = pass(s, false, rows, n_single, MIN(max, n_single + s->cfg.step_tokens), step);
+	n_single = pass(s, suspect, true, rows, 0, max, step);
+	n = pass(s, suspect, false, rows, n_single, MIN(max, n_single + s->cfg.step_tokens), step);
 	if (n == 0)
 		return 0;
 	s->stats.steps++;

@@ -583,6 +583,8 @@ static void take_step(struct sched *s, const struct channel_reply *reply)
 			seal_pages(q);
 		else if (!q->done)
 			seq_finish(q, SEQ_END_FAILED);
+		if (q->n_computed >= q->alone_until)
+			q->alone_until = q->n_deaths = 0;
 		if (!q->done && seq_scores(q) && q->n_computed == q->n_ids)
 			seq_finish(q, q->publish && published_keep(q) < 0 ? SEQ_END_EXHAUSTED
 									  : SEQ_END_SCORED);
@@ -605,13 +607,11 @@ static void sweep(struct sched *s)
 	}
 }
 
-int sched_take_results(struct sched *s, struct error *err)
+static int take_all(struct sched *s, struct error *err)
 {
 	struct channel_reply reply;
 	int r;
 
-	if (!s->channel)
-		return 0;
 	while ((r = channel_take_result(s->channel, s->cfg.n_vocab, &reply, err)) > 0) {
 		s->stats.worker_usec += reply.usec;
 		s->in_callbacks = true;
@@ -619,6 +619,16 @@ int sched_take_results(struct sched *s, struct error *err)
 		s->in_callbacks = false;
 		sweep(s);
 	}
+	return r;
+}
+
+int sched_take_results(struct sched *s, struct error *err)
+{
+	int r;
+
+	if (!s->channel)
+		return 0;
+	r = take_all(s, err);
 	if (r < 0)
 		return r;
 	sched_run(s);
@@ -639,6 +649,37 @@ static void forget_steps(struct sched *s)
 		q->n_expected = q->n_ids;
 	}
 	s->in_callbacks = false;
+}
+
+/* The worker died in the oldest step: who has rows in it may have killed it. */
+static void suspect(struct sched *s)
+{
+	const struct posted *step = &s->posted[s->n_taken % STEPS_QUEUED];
+
+	if (s->n_taken == s->n_posted)
+		return;
+	for (uint32_t i = 0; i < step->n; i++) {
+		struct seq *q = step->part[i].seq;
+
+		q->alone_until = q->n_posted;
+		q->n_deaths++;
+	}
+}
+
+void sched_requeue_all(struct sched *s)
+{
+	if (s->channel)
+		take_all(s, NULL);
+	suspect(s);
+	forget_steps(s);
+	s->in_callbacks = true;
+	for (struct seq *q = s->running.first; q; q = q->next)
+		if (!q->done && q->n_deaths >= 2)
+			seq_finish(q, SEQ_END_QUARANTINED);
+	s->in_callbacks = false;
+	sweep(s);
+	while (s->running.last)
+		seq_yield(s->running.last); /* to the front: age stays the order */
 }
 
 void sched_fail_all(struct sched *s)

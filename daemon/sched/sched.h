@@ -9,8 +9,8 @@
  * again, finds what it sealed in the index, and computes the same bits for the rest, since a row's path
  * depends on its position alone: below n_prompt it is a prompt row.
  *
- * Thread: broker. Callbacks run inside sched_take_results() and sched_fail_all(); a callback may
- * cancel any sequence, its own too, and submit new ones. */
+ * Thread: broker. Callbacks run inside sched_take_results(), sched_requeue_all() and sched_fail_all(); a
+ * callback may cancel any sequence, its own too, and submit new ones. */
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -34,6 +34,7 @@ enum seq_end {
 	SEQ_END_SCORED,
 	SEQ_END_NUMBERS,
 	SEQ_END_EXHAUSTED,
+	SEQ_END_QUARANTINED, /* two workers died in a step of it */
 	SEQ_END_FAILED
 };
 
@@ -123,6 +124,14 @@ void sched_run(struct sched *s);
  * Return: 0. -EBADMSG with a sentence: the worker must go.
  */
 int sched_take_results(struct sched *s, struct error *err);
+/**
+ * sched_requeue_all() - the worker is gone: its last results are taken, then all sequences wait for
+ * the next one, with the pages that they have
+ *
+ * Whoever had rows in the step that was under way is suspected: it runs alone until it is past those
+ * rows, so that one that kills a second worker is known (SEQ_END_QUARANTINED) and nobody dies with it.
+ */
+void sched_requeue_all(struct sched *s);
 /** sched_fail_all() - every sequence ends with SEQ_END_FAILED. No worker may run any more. */
 void sched_fail_all(struct sched *s);
 

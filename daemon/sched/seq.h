@@ -34,7 +34,9 @@ struct seq {
 	bool reuse_generated;
 	bool tainted;  /* stands on pages of another path: what it computes is not for the index */
 	bool poisoned; /* its numbers are none: nor is this */
-	uint32_t n_told; /* prompt logprobs told; rows may be computed twice */
+	uint32_t n_told;      /* prompt logprobs told; rows may be computed twice */
+	uint32_t n_deaths;    /* workers that died in a step of it */
+	uint32_t alone_until; /* rows: suspected until they are computed; 0: not */
 	bool paused;
 	bool yield; /* leaves its slot and pages when its steps are back */
 	bool done;  /* goes when its steps are back */

@@ -209,47 +209,63 @@ def test_a_reader_that_never_reads_again_is_let_go():
 
 # Workers that die --------------------------------------------------------------------------------
 
-def test_a_killed_worker_ends_its_requests_with_retryable_and_comes_back():
+def test_requests_of_a_killed_worker_go_on_with_the_same_tokens():
     with Daemon(env={"DSD_FAKE_STEP_USEC": "2000"}) as d:
         c = d.client()
-        want = c.generate("hello", max_tokens=20, temperature=0, ignore_eos=True).ids
-        for i in range(4):
-            c.start("hello", id=20 + i, max_tokens=4000, temperature=0, ignore_eos=True)
+        ask = [dict(max_tokens=300, temperature=0 if i % 2 else 1, seed=7 + i, ignore_eos=True, n=1 + i % 2) for i in range(4)]
+        want = [[ch.ids for _, ch in sorted(c.generate("hello", **a).choices.items())] for a in ask]
+        for i, a in enumerate(ask):
+            c.start("hello", id=20 + i, **a)
+        got, over = {}, set()
+        killed = 0
+        while len(over) < len(ask):
+            f = c.recv()
+            kind = f.WhichOneof("msg")
+            assert kind != "error", f.error.message
+            if kind == "delta":
+                got.setdefault((f.id, f.delta.choice), []).extend(f.delta.ids)
+            if kind == "done":
+                over.add(f.id)
+            if killed < 2 and sum(map(len, got.values())) > 200 * (killed + 1):
+                killed += 1
+                os.kill(d.worker_pid(), signal.SIGKILL)
+        for i, a in enumerate(ask):
+            assert [got[20 + i, k] for k in range(a["n"])] == want[i]
+        m = settle(c, pages_used=0, running=0)
+        assert killed == 2 and (m.worker_starts, m.worker_deaths) == (3, 2)
+        assert c.stats().requests_failed == 0
+
+
+def test_three_deaths_in_a_minute_degrade_and_the_model_comes_back():
+    with Daemon() as d:
+        c = d.client()
+        for i in range(2):
+            os.kill(d.worker_pid(), signal.SIGKILL)
+            settle(c, worker_starts=i + 2)
+            assert c.generate("hello", max_tokens=3, temperature=0).error is None
+        c.start("hello", id=9, max_tokens=4000, ignore_eos=True, temperature=0)
         while c.recv().WhichOneof("msg") != "delta":
             pass
         os.kill(d.worker_pid(), signal.SIGKILL)
-        codes = {}
-        while len(codes) < 4:
-            f = c.recv()
-            if f.WhichOneof("msg") == "error":
-                codes[f.id] = (f.error.code, f.error.retry_after_ms > 0)
-        assert set(codes.values()) == {(pb.CODE_RETRYABLE, True)}
-        # A request made meanwhile waits for the new worker.
-        assert c.generate("hello", max_tokens=20, temperature=0, ignore_eos=True).ids == want
-        m = settle(c, pages_used=0, running=0)
-        assert (m.worker_starts, m.worker_deaths) == (2, 1)
+        while (f := c.recv()).WhichOneof("msg") != "error":
+            pass
+        assert f.error.code == pb.CODE_RETRYABLE and f.error.retry_after_ms > 0
+        while c.models()[0].state != pb.STATE_READY:
+            assert c.models()[0].state == pb.STATE_DEGRADED
+            time.sleep(0.01)
+        assert c.generate("hello", max_tokens=3, temperature=0).error is None
+        m = settle(c, pages_used=0)
+        assert d.alive() and (m.worker_starts, m.worker_deaths) == (4, 3)
 
 
-def test_a_worker_that_keeps_dying_is_started_with_back_off():
-    with Daemon() as d:
-        c = d.client()
-        for i in range(5):
-            os.kill(d.worker_pid(), signal.SIGKILL)
-            settle(c, worker_starts=i + 2)
-            while c.models()[0].state != pb.STATE_READY:
-                time.sleep(0.01)
-            assert c.generate("hello", max_tokens=3, temperature=0).error is None
-        assert d.alive() and c.stats().models[0].worker_deaths == 5
-
-
-def test_a_worker_that_dies_while_loading_is_given_up_after_three(tmp_path):
+def test_a_worker_that_dies_while_loading_three_times_degrades(tmp_path):
     worker = tmp_path / "worker"
     worker.write_text("#!/bin/sh\nkill -SEGV $$\n")
     worker.chmod(0o755)
     with Daemon(env={"DSD_WORKER": str(worker)}, wait=False) as d:
         e = d.wait_socket().generate("hello").error
         assert e.code == pb.CODE_MODEL_INVALID and "signal 11" in e.message
-        assert d.client().stats().models[0].worker_starts == 3 and d.alive()
+        assert d.client().stats().models[0].worker_starts >= 3 and d.alive()
 
 
 def test_streams_and_kills_at_random_leak_nothing():

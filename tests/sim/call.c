@@ -524,6 +524,10 @@ static void on_error(struct sim *s, struct call *c, const Dsd__Error *e, bool le
 		if (right && !c->cancelling && !lacks_nothing(c))
 			try_again(s, c, e);
 		break;
+	case DSD__CODE__CODE_MODEL_FAULT:
+		/* Two workers died in a step of it. */
+		right |= s->count.faults[FAULT_WORKER_DEATH] >= 2;
+		break;
 	case DSD__CODE__CODE_CANCELLED:
 		right |= c->cancelling;
 		break;

@@ -508,6 +508,70 @@ static void dead_worker_fails_all_and_a_new_one_serves(void **state)
 	rig_free(r);
 }
 
+static void a_new_worker_goes_on_where_the_dead_one_was(void **state)
+{
+	struct rig *r = rig_new(&roomy);
+	struct rig_seq q[4], scored;
+
+	(void)state;
+	for (uint32_t i = 0; i < 4; i++)
+		assert_int_equal(rig_submit(r, &q[i], 1, i, 70 + i, 80), 0);
+	assert_int_equal(rig_submit(r, &scored, 1, 9, 300, 0), 0);
+	sched_run(r->sched);
+	for (uint32_t death = 0; death < 30; death++) {
+		/* Now and then the worker had answered, and nobody had read it yet. */
+		for (uint32_t i = 0; i < 5 + death % 3; i++)
+			rig_step(r);
+		if (death % 2)
+			rig_work(r);
+		sched_requeue_all(r->sched);
+		rig_check(r);
+		assert_int_equal(stats(r).running, 0);
+		rig_new_worker(r);
+		sched_run(r->sched);
+	}
+	rig_run(r);
+	for (uint32_t i = 0; i < 4; i++) {
+		assert_true(q[i].ended && q[i].why != SEQ_END_QUARANTINED);
+		rig_expect(&q[i]);
+	}
+	assert_true(scored.ended);
+	rig_expect(&scored);
+	assert_int_equal(stats(r).prompt_tokens < 2 * (70 + 71 + 72 + 73 + 300), true);
+	rig_free(r);
+}
+
+static void who_kills_two_workers_is_quarantined_alone(void **state)
+{
+	struct rig *r = rig_new(&roomy);
+	struct rig_seq q[3];
+	uint32_t deaths = 0;
+
+	(void)state;
+	for (uint32_t i = 0; i < 3; i++)
+		assert_int_equal(rig_submit(r, &q[i], 1, i, 100, 20), 0);
+	sched_run(r->sched);
+	/* The worker dies whenever a step holds row 105 of the second one. */
+	for (uint32_t i = 0; !q[0].ended || !q[1].ended || !q[2].ended; i++) {
+		assert_true(i < 1000);
+		if (rig_next_step_holds(r, &q[1], 105)) {
+			deaths++;
+			sched_requeue_all(r->sched);
+			rig_new_worker(r);
+			sched_run(r->sched);
+		} else {
+			rig_step(r);
+		}
+	}
+	assert_int_equal(deaths, 2);
+	assert_int_equal(q[1].why, SEQ_END_QUARANTINED);
+	assert_int_equal(q[1].n_out, 6);
+	for (uint32_t i = 0; i < 3; i++)
+		rig_expect(&q[i]);
+	assert_true(q[0].why != SEQ_END_QUARANTINED && q[2].why != SEQ_END_QUARANTINED);
+	rig_free(r);
+}
+
 static void without_a_worker_sequences_wait(void **state)
 {
 	struct rig *r = rig_new(&roomy);
@@ -671,6 +735,8 @@ int main(void)
 		cmocka_unit_test(a_row_without_a_token_ends_its_sequence_alone),
 		cmocka_unit_test(a_step_that_the_worker_refused_ends_what_was_in_it),
 		cmocka_unit_test(dead_worker_fails_all_and_a_new_one_serves),
+		cmocka_unit_test(a_new_worker_goes_on_where_the_dead_one_was),
+		cmocka_unit_test(who_kills_two_workers_is_quarantined_alone),
 		cmocka_unit_test(without_a_worker_sequences_wait),
 		cmocka_unit_test(rows_of_others_are_never_answered),
 		cmocka_unit_test(random_operations_keep_every_invariant),

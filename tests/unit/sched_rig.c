@@ -225,6 +225,24 @@ bool rig_work(struct rig *r)
 	return true;
 }
 
+bool rig_next_step_holds(struct rig *r, const struct rig_seq *q, uint32_t position)
+{
+	const struct channel_header *h = (const struct channel_header *)r->shared;
+	struct channel_step *step = channel_step(r->shared, &r->shape, r->n_done);
+	const struct channel_row *row = channel_step_rows(step);
+
+	if (atomic_load(&h->steps.tail) == r->n_done)
+		return false;
+	for (uint32_t i = 0; i < step->n_rows; i++) {
+		const struct channel_slot *slot = channel_slot(r->shared, &r->shape, row[i].slot);
+
+		if (row[i].position == position && memcmp(channel_slot_ids((void *)slot, &r->shape),
+							  q->ids, q->n_ids * sizeof(*q->ids)) == 0)
+			return true;
+	}
+	return false;
+}
+
 void rig_check(struct rig *r)
 {
 	struct error err = {};

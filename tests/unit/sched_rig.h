@@ -72,5 +72,7 @@ struct rig_seq {
 int rig_submit(struct rig *r, struct rig_seq *q, uid_t uid, uint32_t seed, uint32_t n_ids,
 	       uint32_t max_tokens);
 void rig_cancel(struct rig_seq *q);
+/** rig_next_step_holds() - whether the step that the worker would do next has that row of @q. */
+bool rig_next_step_holds(struct rig *r, const struct rig_seq *q, uint32_t position);
 /** rig_expect() - everything @q got so far is what an undisturbed worker gives. */
 void rig_expect(const struct rig_seq *q);
