@@ -67,6 +67,10 @@ static const struct key keys[] = {
 	 NULL, "bytes of text that the requests of one user may hold (K, M, G)"},
 	{"conn.stall_seconds", KIND_COUNT, FIELD(conn_stall_seconds), 1, 86400, NULL,
 	 "a client that reads nothing for so long while answers wait is let go"},
+	{"memory.max", KIND_BYTES, FIELD(memory_max), 0, UINT64_C(1) << 50, NULL,
+	 "bytes of weights and pools that a load may lead to (K, M, G, T); 0: the machine's memory"},
+	{"stop.seconds", KIND_COUNT, FIELD(stop_seconds), 0, 3600, NULL,
+	 "requests under way may finish for so long after SIGTERM"},
 	{"io.backend", KIND_WORD, FIELD(io_backend), 0, 2, backend_words,
 	 "how the kernel is asked; auto: io_uring, and epoll where that is refused"},
 	{"log.level", KIND_WORD, FIELD(log_level), 0, 7, level_words, "how much is logged"},
@@ -85,6 +89,7 @@ void config_init(struct config *c)
 		.conn_stall_seconds = 30,
 		.conn_requests_per_uid = 4096,
 		.conn_bytes_per_uid = 256u << 20,
+		.stop_seconds = 5,
 		.log_level = 6,
 	};
 }
@@ -173,32 +178,45 @@ static struct config_model *get_model(struct config *c, const char *name, size_t
 	return m;
 }
 
-/* model.NAME.path and model.NAME.share; a name may hold dots, so the key is what follows the last. */
-static int set_model_key(struct config *c, const char *key, const char *value, struct error *err)
+static int set_share(struct config_model *m, const char *key, const char *value, struct error *err)
 {
-	const char *name = key + strlen("model."), *last = strrchr(name, '.');
-	struct config_model *m;
-	double share;
 	char *end;
+	double share = strtod(value, &end);
 
-	if (!last || (strcmp(last, ".path") != 0 && strcmp(last, ".share") != 0))
-		return error_set(err, -EINVAL, "%.100s: want model.NAME.path or model.NAME.share",
-				 key);
-	m = get_model(c, name, (size_t)(last - name), err);
-	if (!m)
-		return -EINVAL;
-	if (strcmp(last, ".path") == 0) {
-		if (strlen(value) == 0 || strlen(value) >= sizeof(m->path))
-			return error_set(err, -EINVAL, "%.100s: want a path of 1 to %u bytes", key,
-					 CONFIG_PATH_MAX - 1);
-		strcpy(m->path, value);
-		return 0;
-	}
-	share = strtod(value, &end);
 	if (end == value || *end || !(share > 0 && share <= 1))
 		return error_set(err, -EINVAL, "%.100s=%.32s: want a share above 0, at most 1", key,
 				 value);
 	m->share = share;
+	return 0;
+}
+
+/* model.NAME.path and others; a name may hold dots, so the key is what follows the last. */
+static int set_model_key(struct config *c, const char *key, const char *value, struct error *err)
+{
+	const char *name = key + strlen("model."), *last = strrchr(name, '.');
+	struct config_model *m;
+	uint64_t v;
+
+	if (!last || (strcmp(last, ".path") != 0 && strcmp(last, ".share") != 0 &&
+		      strcmp(last, ".idle_unload") != 0))
+		return error_set(err, -EINVAL,
+				 "%.100s: want model.NAME.path, .share or .idle_unload", key);
+	m = get_model(c, name, (size_t)(last - name), err);
+	if (!m)
+		return -EINVAL;
+	if (strcmp(last, ".share") == 0)
+		return set_share(m, key, value, err);
+	if (strcmp(last, ".idle_unload") == 0) {
+		if (parse_number(value, false, &v) < 0 || v > 31536000)
+			return error_set(err, -EINVAL, "%.100s=%.32s: want seconds, 0: never", key,
+					 value);
+		m->idle_unload = (uint32_t)v;
+		return 0;
+	}
+	if (strlen(value) == 0 || strlen(value) >= sizeof(m->path))
+		return error_set(err, -EINVAL, "%.100s: want a path of 1 to %u bytes", key,
+				 CONFIG_PATH_MAX - 1);
+	strcpy(m->path, value);
 	return 0;
 }
 

@@ -15,7 +15,8 @@ struct error;
 struct config_model {
 	char name[CONFIG_NAME_MAX];
 	char path[CONFIG_PATH_MAX];
-	double share; /* of pool.size; 0: what the others leave */
+	double share;         /* of pool.size; 0: what the others leave */
+	uint32_t idle_unload; /* seconds without a request; 0: never */
 };
 
 /* What the daemon runs with; config_init() gives the defaults that --check-config prints. */
@@ -31,7 +32,9 @@ struct config {
 	uint32_t worker_context; /* limit on the context; 0: the model's own */
 	uint32_t conn_max, conn_max_per_uid, conn_stall_seconds, conn_requests_per_uid;
 	uint64_t conn_bytes_per_uid;
-	uint32_t io_backend; /* enum io_backend */
+	uint64_t memory_max;   /* bytes of weights and pools; 0: the machine's */
+	uint32_t stop_seconds; /* for requests under way after SIGTERM */
+	uint32_t io_backend;   /* enum io_backend */
 	uint32_t log_level;
 	uint32_t n_models;
 	struct config_model models[CONFIG_MODELS_MAX];

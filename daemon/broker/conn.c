@@ -217,6 +217,11 @@ static uint64_t stall_usec(const struct conn *c)
 	return c->server->cfg.conn_stall_seconds * UINT64_C(1000000);
 }
 
+bool conn_has_output(const struct conn *c)
+{
+	return !c->dead && (c->send_busy || c->queued_bytes);
+}
+
 void conn_send(struct conn *c, const Dsd__ServerFrame *frame)
 {
 	_cleanup_(freep) uint8_t *data = NULL;

@@ -55,6 +55,8 @@ void conn_on_recv(struct conn *c, const struct io_event *ev);
 void conn_on_send(struct conn *c, const struct io_event *ev);
 /** conn_on_tick() - deadlines of half-done things. Return: the next one, UINT64_MAX for none. */
 uint64_t conn_on_tick(struct conn *c, uint64_t now);
+/** conn_has_output() - something waits until the peer reads. */
+bool conn_has_output(const struct conn *c);
 /** conn_send() - queue a frame. A frame that does not fit ends the connection. */
 void conn_send(struct conn *c, const Dsd__ServerFrame *frame);
 /** conn_send_error() - an Error frame for request @id; 0: for the connection. */

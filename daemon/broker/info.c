@@ -86,13 +86,14 @@ void rpc_models(struct conn *c, const Dsd__ClientFrame *frame)
 	struct server *s = c->server;
 	Dsd__ServerFrame out = DSD__SERVER_FRAME__INIT;
 	Dsd__ModelsReply reply = DSD__MODELS_REPLY__INIT;
-	Dsd__Model models[CONFIG_MODELS_MAX], *list[CONFIG_MODELS_MAX];
+	Dsd__Model models[SERVER_MODELS_MAX], *list[SERVER_MODELS_MAX];
 
 	for (uint32_t i = 0; i < s->n_models; i++) {
+		if (model_is_hidden(s->models[i]))
+			continue;
 		fill_model(&models[i], s->models[i]);
-		list[i] = &models[i];
+		list[reply.n_models++] = &models[i];
 	}
-	reply.n_models = s->n_models;
 	reply.models = list;
 	out.id = frame->id;
 	out.msg_case = DSD__SERVER_FRAME__MSG_MODELS;
@@ -134,11 +135,13 @@ void rpc_stats(struct conn *c, const Dsd__ClientFrame *frame)
 	struct server *s = c->server;
 	Dsd__ServerFrame out = DSD__SERVER_FRAME__INIT;
 	Dsd__StatsReply reply = DSD__STATS_REPLY__INIT;
-	Dsd__ModelStats models[CONFIG_MODELS_MAX], *list[CONFIG_MODELS_MAX];
+	Dsd__ModelStats models[SERVER_MODELS_MAX], *list[SERVER_MODELS_MAX];
 
 	for (uint32_t i = 0; i < s->n_models; i++) {
+		if (model_is_hidden(s->models[i]))
+			continue;
 		fill_stats(&models[i], s->models[i]);
-		list[i] = &models[i];
+		list[reply.n_models++] = &models[i];
 	}
 	reply.uptime_usec = io_now_usec(s->io) - s->started_usec;
 	reply.state = server_state(s);
@@ -152,7 +155,6 @@ void rpc_stats(struct conn *c, const Dsd__ClientFrame *frame)
 	reply.protocol_errors = s->count.protocol_errors;
 	reply.bytes_in = s->count.bytes_in;
 	reply.bytes_out = s->count.bytes_out;
-	reply.n_models = s->n_models;
 	reply.models = list;
 	out.id = frame->id;
 	out.msg_case = DSD__SERVER_FRAME__MSG_STATS;

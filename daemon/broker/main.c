@@ -339,6 +339,11 @@ static int run(const struct options *o, struct error *err)
 	if (r < 0)
 		return r;
 	r = server_init(&s, io, &o->cfg, find_worker(worker), o->fake_worker, err);
+	if (r == 0 && o->state) {
+		s.state_fd = open(o->state, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (s.state_fd < 0)
+			r = error_set(err, -errno, "--state %.300s: %m", o->state);
+	}
 	if (r == 0)
 		r = open_sockets(&s, o, err);
 	if (r == 0)

@@ -1,17 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Supervision of one worker. Everything it sends is hostile: control messages have a fixed size and
- * are checked field by field, the image must be sealed against writing before it is even mapped. */
-#include "broker/model.h"
+/* What a model goes through. Everything its worker sends is hostile: messages are checked field by
+ * field and in their order, the image must be sealed against writing before it is even mapped. */
+#include "broker/model_impl.h"
 
 #include <assert.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
@@ -31,43 +28,10 @@
 #define BACKOFF_FIRST_USEC 100000u
 #define BACKOFF_MAX_USEC   10000000u
 #define CALM_USEC          60000000u /* a worker that lived so long starts from the first back-off */
-#define DEATHS_MAX         3u        /* in CALM_USEC: the model is DEGRADED, and tried on */
 #define CONTROL_BURST_MAX  64u       /* messages taken at once; progress comes every 50 ms */
-#define FILES_MAX          512u
 #define POOL_DEFAULT_MAX   (UINT64_C(4) << 30)
 
-/* Of the worker; what others see of the model is its state. */
-enum phase { PHASE_OFF, PHASE_LOADING, PHASE_RUNNING };
-
-struct model {
-	struct server *server;
-	struct config_model cfg;
-	uint32_t index;
-	Dsd__State state;
-	char reason[ERROR_TEXT_MAX];
-	enum phase phase;
-
-	uint32_t generation; /* of the worker, for tags */
-	pid_t pid;
-	int pidfd, control;
-	bool result_polled, pid_polled, control_polled;
-	uint64_t born_usec, retry_usec; /* retry: 0: none is due */
-	uint32_t starts, deaths, deaths_in_row;
-	uint64_t death_usec[DEATHS_MAX]; /* of the last ones; a ring by deaths */
-	char stage[64];
-	float progress;
-
-	struct image image;
-	struct vocab *vocab; /* owns the image's mapping */
-	struct pool *pool;
-	struct sched *sched;
-	struct channel *channel;
-	struct request *parked; /* list */
-};
-
-static void model_set_state(struct model *m, Dsd__State state, const char *reason);
-
-int model_new(struct model **ret, struct server *s, const struct config_model *cfg, uint32_t index)
+int model_new(struct model **ret, struct server *s, const struct config_model *cfg)
 {
 	struct model *m = io_alloc(s->io, sizeof(*m));
 
@@ -75,11 +39,16 @@ int model_new(struct model **ret, struct server *s, const struct config_model *c
 		return -ENOMEM;
 	m->server = s;
 	m->cfg = *cfg;
-	m->index = index;
 	m->state = DSD__STATE__STATE_LOADING;
-	m->pidfd = m->control = -EBADF;
+	m->worker.pidfd = m->worker.control = -EBADF;
+	m->used_usec = io_now_usec(s->io);
 	*ret = m;
 	return 0;
+}
+
+struct server *model_server(const struct model *m)
+{
+	return m->server;
 }
 
 const char *model_name(const struct model *m)
@@ -125,16 +94,17 @@ uint32_t model_room(const struct model *m)
 			     (uint64_t)sched_n_pages(m->sched) * PAGE_TOKENS);
 }
 
-/* ---- the worker's end ---- */
-
-/* Descriptors the loop watches are closed after their poll has ended: cancel first. */
-static void drop_fd(struct model *m, int *fd, bool *polled)
+bool model_is_hidden(const struct model *m)
 {
-	if (*fd >= 0 && *polled)
-		io_cancel(m->server->io, *fd);
-	*polled = false;
-	*fd = fd_close(*fd);
+	return m->coming || m->leaving;
 }
+
+bool model_is_drained(const struct model *m)
+{
+	return m->drained;
+}
+
+/* ---- the worker's end ---- */
 
 /* The worker is gone: its sequences wait for the next one. */
 static void drop_channel(struct model *m)
@@ -151,17 +121,12 @@ static void drop_channel(struct model *m)
 
 static void drop_model(struct model *m)
 {
+	selftest_stop(&m->selftest);
 	if (m->sched)
 		sched_fail_all(m->sched);
 	m->sched = sched_free(m->sched);
 	m->pool = pool_free(m->pool);
 	m->vocab = vocab_unref(m->vocab);
-}
-
-static void kill_worker(struct model *m)
-{
-	if (m->pidfd >= 0)
-		io_kill(m->server->io, m->pidfd, SIGKILL);
 }
 
 struct model *model_free(struct model *m)
@@ -170,165 +135,33 @@ struct model *model_free(struct model *m)
 
 	if (!m)
 		return NULL;
-	kill_worker(m);
+	process_kill(&m->worker);
+	while (m->worker.pidfd >= 0 && !process_reap(&m->worker, &status))
+		usleep(1000);
 	drop_channel(m);
 	drop_model(m);
-	while (m->pidfd >= 0 && io_reap(m->server->io, m->pidfd, &status) == -EAGAIN)
-		usleep(1000);
-	drop_fd(m, &m->pidfd, &m->pid_polled);
-	drop_fd(m, &m->control, &m->control_polled);
 	free(m);
 	return NULL;
 }
 
-static int send_control(struct model *m, const struct control_msg *msg, const int *fds,
-			size_t n_fds)
-{
-	union {
-		struct cmsghdr align;
-		char buf[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
-	} control = {};
-	struct iovec iov = {(void *)msg, sizeof(*msg)};
-	struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	assert(n_fds <= CONTROL_FDS_MAX);
-	if (n_fds) {
-		struct cmsghdr *c;
-
-		mh.msg_control = control.buf;
-		mh.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-		c = CMSG_FIRSTHDR(&mh);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-		memcpy(CMSG_DATA(c), fds, n_fds * sizeof(int));
-	}
-	return sendmsg(m->control, &mh, MSG_NOSIGNAL) < 0 ? -errno : 0;
-}
-
-/* ---- files ---- */
-
-static bool wanted_file(const char *name)
-{
-	static const char *const names[] = {"config.json", "generation_config.json",
-					    "tokenizer.json", "tokenizer_config.json",
-					    "model.safetensors.index.json"};
-	size_t n = strlen(name);
-
-	for (size_t i = 0; i < N_ELEMENTS(names); i++)
-		if (strcmp(name, names[i]) == 0)
-			return true;
-	return n > 12 && strcmp(name + n - 12, ".safetensors") == 0;
-}
-
-static int send_file(struct model *m, int dir, const char *name, const char *as, struct error *err)
-{
-	_cleanup_(fd_closep) int fd =
-		openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	struct control_msg msg = {.type = CONTROL_FILE};
-	struct stat st;
-	int r;
-
-	if (fd < 0)
-		return error_set(err, -errno, "%.200s: %m", name);
-	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
-		return error_set(err, -EINVAL, "%.200s: want a regular file", name);
-	if (strlen(as) >= sizeof(msg.text))
-		return error_set(err, -ENAMETOOLONG, "%.64s...: the name is too long", as);
-	strcpy(msg.text, as);
-	r = send_control(m, &msg, &fd, 1);
-	return r < 0 ? error_set(err, r, "passing %.200s to the worker: %m", name) : 0;
-}
-
-static int send_directory(struct model *m, int fd, struct error *err)
-{
-	DIR *dir = fdopendir(fd);
-	uint32_t n = 0;
-	struct dirent *d;
-	int r = 0;
-
-	if (!dir) {
-		r = error_set(err, -errno, "%.300s: %m", m->cfg.path);
-		close(fd);
-		return r;
-	}
-	while (r == 0 && (d = readdir(dir))) {
-		if (!wanted_file(d->d_name))
-			continue;
-		if (++n > FILES_MAX)
-			r = error_set(err, -E2BIG, "%.300s: more than %u files", m->cfg.path,
-				      FILES_MAX);
-		else
-			r = send_file(m, dirfd(dir), d->d_name, d->d_name, err);
-	}
-	closedir(dir);
-	if (r == 0 && n == 0)
-		r = error_set(err, -ENOENT, "%.300s: no config.json and no *.safetensors in it",
-			      m->cfg.path);
-	return r;
-}
-
-static int send_files(struct model *m, struct error *err)
-{
-	struct stat st;
-	int fd;
-
-	if (m->server->fake_worker)
-		return 0;
-	if (stat(m->cfg.path, &st) < 0)
-		return error_set(err, -errno, "%.300s: %m", m->cfg.path);
-	if (S_ISDIR(st.st_mode)) {
-		fd = open(m->cfg.path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (fd < 0)
-			return error_set(err, -errno, "%.300s: %m", m->cfg.path);
-		return send_directory(m, fd, err);
-	}
-	return send_file(m, AT_FDCWD, m->cfg.path,
-			 strrchr(m->cfg.path, '/') ? strrchr(m->cfg.path, '/') + 1 : m->cfg.path,
-			 err);
-}
-
 /* ---- starting ---- */
-
-static int spawn_worker(struct model *m, struct error *err)
-{
-	struct server *s = m->server;
-	const struct timeval patience = {.tv_sec = 2};
-	char *argv[] = {(char *)"dsd-worker", (char *)"--control-fd", (char *)"3",
-			s->fake_worker ? (char *)"--fake" : NULL, NULL};
-	struct io_spawn what = {.path = s->worker_path, .argv = argv, .envp = environ};
-	uint32_t g = ++m->generation;
-	int pair[2], r;
-
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-		return error_set(err, -errno, "socketpair for a worker: %m");
-	setsockopt(pair[0], SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-	m->control = pair[0];
-	what.fd = pair[1];
-	m->pidfd = io_spawn(s->io, &what, &m->pid);
-	close(pair[1]);
-	if (m->pidfd < 0)
-		return error_set(err, m->pidfd, "starting %.300s: %m", s->worker_path);
-	m->starts++;
-	m->born_usec = io_now_usec(s->io);
-	r = io_poll(s->io, m->pidfd, tag_make(TAG_WORKER_PID, m->index, g));
-	m->pid_polled = r == 0;
-	if (r == 0) {
-		r = io_poll(s->io, m->control, tag_make(TAG_WORKER_CONTROL, m->index, g));
-		m->control_polled = r == 0;
-	}
-	return r < 0 ? error_set(err, r, "watching a worker: %m") : 0;
-}
 
 static void retry_later(struct model *m)
 {
 	uint32_t doublings = MIN(m->deaths_in_row, 10u);
 	uint64_t wait = (uint64_t)BACKOFF_FIRST_USEC << doublings;
 
-	drop_fd(m, &m->control, &m->control_polled);
+	process_hang_up(&m->worker);
 	m->deaths_in_row++;
 	m->retry_usec = io_now_usec(m->server->io) + MIN(wait, (uint64_t)BACKOFF_MAX_USEC);
 	server_wake_at(m->server, m->retry_usec);
+}
+
+/* Nothing but another load of its files can help. */
+static void give_up(struct model *m, const char *why)
+{
+	m->phase = PHASE_OFF;
+	model_set_state(m, DSD__STATE__STATE_DEGRADED, why);
 }
 
 /* A failure that another try would meet again; the worker's own word on the files is one. A worker that
@@ -338,16 +171,15 @@ static void model_failed(struct model *m, int r, const struct error *err)
 {
 	bool passing = r == -EAGAIN || r == -ENOMEM || r == -EMFILE || r == -ENFILE;
 
-	if (r >= 0 || ((r == -EPIPE || r == -ECONNRESET) && m->pidfd >= 0))
+	if (r >= 0 || ((r == -EPIPE || r == -ECONNRESET) && m->worker.pidfd >= 0))
 		return;
 	if (!passing && r != -EPROTO && m->phase != PHASE_RUNNING) {
-		m->phase = PHASE_OFF;
-		model_set_state(m, DSD__STATE__STATE_DEGRADED, error_text(err, r));
+		give_up(m, error_text(err, r));
 		return;
 	}
 	log_error("model %s: %s", m->cfg.name, error_text(err, r));
-	if (m->pidfd >= 0)
-		kill_worker(m);
+	if (m->worker.pidfd >= 0)
+		process_kill(&m->worker);
 	else
 		retry_later(m);
 }
@@ -371,59 +203,88 @@ void model_start(struct model *m)
 	m->progress = 0;
 	m->phase = PHASE_LOADING;
 	snprintf(m->stage, sizeof(m->stage), "starting");
-	r = spawn_worker(m, &err);
-	if (r == 0)
-		r = send_files(m, &err);
+	r = process_spawn(&m->worker, m->server, &err);
 	if (r == 0) {
-		r = send_control(m, &load, NULL, 0);
+		m->starts++;
+		if (!m->server->fake_worker)
+			r = process_send_files(&m->worker, m->cfg.path, &err);
+	}
+	if (r == 0) {
+		r = process_send(&m->worker, &load, NULL, 0);
 		if (r < 0)
 			error_set(&err, r, "telling the worker to load: %m");
 	}
 	model_failed(m, r, &err);
 }
 
-static void model_set_state(struct model *m, Dsd__State state, const char *reason)
+void model_wake_all(struct request **list, void (*wake)(struct request *))
 {
-	struct request *r;
+	struct request *r, *all = *list;
 
+	*list = NULL;
+	while ((r = all)) {
+		all = r->next_parked;
+		r->next_parked = NULL;
+		wake(r);
+	}
+}
+
+void model_set_state(struct model *m, Dsd__State state, const char *reason)
+{
 	m->state = state;
 	snprintf(m->reason, sizeof(m->reason), "%s", reason);
 	if (state == DSD__STATE__STATE_DEGRADED) {
 		log_error("model %s: %s", m->cfg.name, reason);
-		kill_worker(m);
+		process_kill(&m->worker);
+		selftest_stop(&m->selftest);
 		if (m->sched)
 			sched_fail_all(m->sched);
+		/* It was to be added or to take another's place, and is not good for that. */
+		m->leaving |= m->coming;
 	}
 	if (state != DSD__STATE__STATE_LOADING)
-		while ((r = m->parked)) {
-			m->parked = r->next_parked;
-			r->next_parked = NULL;
-			request_unpark(r);
-		}
+		model_wake_all(&m->parked, request_unpark);
 	server_tell_systemd(m->server);
+}
+
+void model_list_append(struct request **list, struct request *r)
+{
+	while (*list)
+		list = &(*list)->next_parked;
+	r->next_parked = NULL;
+	*list = r;
 }
 
 void model_park(struct model *m, struct request *r)
 {
-	struct request **end = &m->parked;
+	m->used_usec = io_now_usec(m->server->io);
+	model_list_append(&m->parked, r);
+	if (m->state == DSD__STATE__STATE_IDLE) {
+		model_set_state(m, DSD__STATE__STATE_LOADING, "");
+		if (m->phase == PHASE_OFF && m->worker.pidfd < 0)
+			model_start(m);
+	}
+}
 
-	while (*end)
-		end = &(*end)->next_parked;
-	r->next_parked = NULL;
-	*end = r;
+static bool list_remove(struct request **list, struct request *r)
+{
+	for (; *list; list = &(*list)->next_parked)
+		if (*list == r) {
+			*list = r->next_parked;
+			return true;
+		}
+	return false;
 }
 
 void model_unpark(struct model *m, struct request *r)
 {
-	for (struct request **p = &m->parked; *p; p = &(*p)->next_parked)
-		if (*p == r) {
-			*p = r->next_parked;
-			return;
-		}
+	if (!list_remove(&m->parked, r))
+		list_remove(&m->leavers, r);
 }
 
 void model_kick(struct model *m)
 {
+	m->used_usec = io_now_usec(m->server->io);
 	if (m->phase == PHASE_RUNNING)
 		sched_run(m->sched);
 }
@@ -485,7 +346,7 @@ static int adopt_image(struct model *m, int fd, struct error *err)
 	return 0;
 }
 
-static uint64_t pool_bytes(const struct model *m)
+uint64_t model_pool_bytes(const struct model *m)
 {
 	const struct config *cfg = &m->server->cfg;
 	uint64_t total = cfg->pool_size;
@@ -507,6 +368,14 @@ static uint64_t pool_bytes(const struct model *m)
 	return (uint64_t)((double)total * MAX(0.0, 1 - named) / MAX(n_unnamed, 1u));
 }
 
+/* Whether the model whose place this one takes is the very same: then its pool, and all that is cached
+ * there, serves on. */
+static bool is_same_as(const struct model *m, const struct model *old)
+{
+	return old && old->pool && old->vocab &&
+	       memcmp(m->image.h, old->image.h, sizeof(*m->image.h)) == 0;
+}
+
 static int make_pool(struct model *m, struct error *err)
 {
 	struct server *s = m->server;
@@ -521,16 +390,20 @@ static int make_pool(struct model *m, struct error *err)
 	r = page_geometry_init(&cfg.geometry, m->image.streams, m->image.n_streams, err);
 	if (r < 0)
 		return r;
-	n_pages = pool_bytes(m) / cfg.geometry.stride;
+	n_pages = model_pool_bytes(m) / cfg.geometry.stride;
 	if (n_pages == 0)
 		return error_set(
 			err, -ENOSPC,
 			"pool.size leaves %llu bytes to this model: want at least a page of %llu",
-			(unsigned long long)pool_bytes(m), (unsigned long long)cfg.geometry.stride);
+			(unsigned long long)model_pool_bytes(m),
+			(unsigned long long)cfg.geometry.stride);
 	cfg.n_pages = (uint32_t)MIN(n_pages, (uint64_t)1 << 24);
 	memcpy(cfg.model, h->digest, sizeof(cfg.model));
 	memcpy(cfg.key, s->key, sizeof(cfg.key));
-	r = pool_new(&m->pool, &cfg, err);
+	if (is_same_as(m, m->replaces))
+		m->pool = pool_share(m->replaces->pool);
+	else
+		r = pool_new(&m->pool, &cfg, err);
 	if (r < 0)
 		return r;
 	sc = (struct sched_config){
@@ -565,30 +438,67 @@ static int make_channel(struct model *m, struct error *err)
 	fds[1] = pool_data_fd(m->pool);
 	fds[2] = channel_wake_fd(m->channel);
 	fds[3] = channel_result_eventfd(m->channel);
-	r = io_poll(s->io, fds[3], tag_make(TAG_WORKER_RESULT, m->index, m->generation));
+	r = io_poll(s->io, fds[3], tag_make(TAG_WORKER_RESULT, 0, m->worker.generation));
 	if (r < 0)
 		return error_set(err, r, "watching a channel: %m");
 	m->result_polled = true;
-	r = send_control(m, &msg, fds, 4);
+	r = process_send(&m->worker, &msg, fds, 4);
 	return r < 0 ? error_set(err, r, "handing the channel to the worker: %m") : 0;
 }
 
-static void on_ready(struct model *m)
+static void become_ready(struct model *m)
 {
 	const struct image_header *h = m->image.h;
 
-	sched_set_channel(m->sched, m->channel);
 	log_info("model %s: ready after %.2f s: %s, %.1f M parameters, %u pages of %llu bytes (%s)",
-		 m->cfg.name, (double)(io_now_usec(m->server->io) - m->born_usec) / 1e6, h->arch,
-		 (double)h->n_params / 1e6, pool_n_pages(m->pool),
+		 m->cfg.name, (double)(io_now_usec(m->server->io) - m->worker.born_usec) / 1e6,
+		 h->arch, (double)h->n_params / 1e6, pool_n_pages(m->pool),
 		 (unsigned long long)pool_geometry(m->pool)->stride, page_entry_name(h->entry));
+	m->tested = true;
 	m->progress = 1;
-	m->phase = PHASE_RUNNING;
+	m->used_usec = io_now_usec(m->server->io);
+	if (m->replaces)
+		model_take_place(m);
+	m->coming = false;
 	model_set_state(m, DSD__STATE__STATE_READY, "");
 	model_kick(m);
 }
 
-/* One control message. The order of states is checked: a worker cannot be ready before its channel. */
+void model_on_selftest(struct model *m, int r, const struct error *err)
+{
+	if (r < 0)
+		give_up(m, error_text(err, r));
+	else
+		become_ready(m);
+}
+
+static void on_ready(struct model *m)
+{
+	struct error err = {};
+	int r = 0;
+
+	sched_set_channel(m->sched, m->channel);
+	m->phase = PHASE_RUNNING;
+	if (m->tested)
+		r = 0;
+	else if (selftest_is_running(&m->selftest))
+		r = 1;
+	else
+		r = selftest_start(&m->selftest, m, m->replaces != NULL, &err);
+	if (r <= 0)
+		model_on_selftest(m, r, &err);
+	else
+		model_kick(m);
+}
+
+static void tell_progress(struct model *m)
+{
+	for (struct request *r = m->parked; r; r = r->next_parked)
+		if (r->progress)
+			r->progress(r, m->stage, m->progress);
+}
+
+/* One control message. The order is checked: a worker cannot be ready before its channel. */
 static int take_control(struct model *m, const struct control_msg *msg, int fd, struct error *err)
 {
 	int r;
@@ -599,6 +509,7 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 		if (msg->total)
 			m->progress =
 				(float)((double)MIN(msg->done, msg->total) / (double)msg->total);
+		tell_progress(m);
 		return 0;
 	case CONTROL_IMAGE:
 		if (m->phase != PHASE_LOADING || m->channel || fd < 0)
@@ -622,75 +533,15 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 	}
 }
 
-/* One descriptor is taken, whatever comes besides is closed: the control buffer's padding holds two. */
-static int take_fd(struct msghdr *mh, int *ret_fd)
+void model_on_control(struct model *m)
 {
-	int r = mh->msg_flags & (MSG_CTRUNC | MSG_TRUNC) ? -EPROTO : 0;
+	uint32_t generation = m->worker.generation;
 
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
-		size_t n =
-			c->cmsg_len > CMSG_LEN(0) ? (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
-
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		for (size_t k = 0; k < n; k++) {
-			int fd;
-
-			memcpy(&fd, CMSG_DATA(c) + k * sizeof(int), sizeof(fd));
-			if (*ret_fd >= 0) {
-				fd_close(fd);
-				r = -EPROTO;
-			} else {
-				*ret_fd = fd;
-			}
-		}
-	}
-	return r;
-}
-
-/* What a worker says is shown to people, put into STATUS= and sent on: printable ASCII, one line. */
-static void make_printable(char *text, size_t n)
-{
-	text[n - 1] = 0;
-	for (; *text; text++)
-		if (*text < 0x20 || *text > 0x7e)
-			*text = '?';
-}
-
-/* Return: 1 with a message, 0 where none is there (or the socket ended: the pidfd will say so). */
-static int recv_control(struct model *m, struct control_msg *msg, int *ret_fd)
-{
-	union {
-		struct cmsghdr align;
-		char buf[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct iovec iov = {msg, sizeof(*msg)};
-	struct msghdr mh = {.msg_iov = &iov,
-			    .msg_iovlen = 1,
-			    .msg_control = control.buf,
-			    .msg_controllen = sizeof(control.buf)};
-	ssize_t n = recvmsg(m->control, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	int r;
-
-	*ret_fd = -EBADF;
-	if (n < 0)
-		return 0;
-	r = take_fd(&mh, ret_fd);
-	if (n == 0 && r == 0 && *ret_fd < 0)
-		return 0;
-	if (r < 0 || n != sizeof(*msg))
-		return -EPROTO;
-	make_printable(msg->text, sizeof(msg->text));
-	return 1;
-}
-
-void model_on_control(struct model *m, uint32_t generation)
-{
-	for (unsigned n = 0; generation == m->generation && m->control >= 0; n++) {
+	for (unsigned n = 0; generation == m->worker.generation && m->worker.control >= 0; n++) {
 		_cleanup_(fd_closep) int fd = -EBADF;
 		struct control_msg msg;
 		struct error err = {};
-		int r = recv_control(m, &msg, &fd);
+		int r = process_recv(&m->worker, &msg, &fd);
 
 		if (r == 0)
 			return;
@@ -707,80 +558,111 @@ void model_on_control(struct model *m, uint32_t generation)
 	}
 }
 
-void model_on_result(struct model *m, uint32_t generation)
+void model_on_result(struct model *m)
 {
 	struct error err = {};
-	if (generation != m->generation || !m->channel)
+
+	if (!m->channel)
 		return;
 	channel_clear_result(m->channel);
 	if (m->phase == PHASE_RUNNING && sched_take_results(m->sched, &err) < 0) {
 		log_error("model %s: %s", m->cfg.name, err.text);
-		kill_worker(m); /* its death does the rest */
+		process_kill(&m->worker); /* its death does the rest */
 	}
 }
 
-/* One more death, and whether it was one of DEATHS_MAX in CALM_USEC. */
+/* One more death, and whether it was one of MODEL_DEATHS_MAX in CALM_USEC. */
 static bool too_many_deaths(struct model *m, uint64_t now)
 {
-	uint64_t *slot = &m->death_usec[m->deaths++ % DEATHS_MAX]; /* the oldest */
+	uint64_t *slot = &m->death_usec[m->deaths++ % MODEL_DEATHS_MAX]; /* the oldest */
 	bool many;
 
 	*slot = now;
-	slot = &m->death_usec[m->deaths % DEATHS_MAX];
-	many = m->deaths >= DEATHS_MAX && now - *slot < CALM_USEC;
-	if (now - m->born_usec > CALM_USEC)
+	slot = &m->death_usec[m->deaths % MODEL_DEATHS_MAX];
+	many = m->deaths >= MODEL_DEATHS_MAX && now - *slot < CALM_USEC;
+	if (now - m->worker.born_usec > CALM_USEC)
 		m->deaths_in_row = 0;
 	return many;
 }
 
-void model_on_pid(struct model *m, uint32_t generation)
+static void describe_death(int status, char *ret, size_t n)
+{
+	if (status > 128)
+		snprintf(ret, n, "the worker was killed by signal %d (%s)", status - 128,
+			 sigabbrev_np(status - 128) ?: "?");
+	else
+		snprintf(ret, n, "the worker left with status %d", status);
+}
+
+void model_on_pid(struct model *m)
 {
 	struct server *s = m->server;
-	uint64_t now = io_now_usec(s->io);
 	char text[128], reason[256];
 	bool died_often;
 	int status;
 
-	if (generation != m->generation || m->pidfd < 0)
-		return;
 	/* Its last words first: why it left. */
-	model_on_control(m, generation);
-	if (io_reap(s->io, m->pidfd, &status) < 0)
+	model_on_control(m);
+	if (!process_reap(&m->worker, &status))
 		return;
-	drop_fd(m, &m->pidfd, &m->pid_polled);
-	drop_fd(m, &m->control, &m->control_polled);
-	died_often = too_many_deaths(m, now);
-	if (status > 128)
-		snprintf(text, sizeof(text), "the worker was killed by signal %d (%s)",
-			 status - 128, sigabbrev_np(status - 128) ?: "?");
-	else
-		snprintf(text, sizeof(text), "the worker left with status %d", status);
-	/* What made the model DEGRADED was said when it did. */
-	log_line(m->phase == PHASE_OFF ? LOG_DEBUG : LOG_WARNING, "model %s: %s", m->cfg.name,
-		 text);
 	drop_channel(m);
-	if (s->stopping || m->phase == PHASE_OFF)
+	describe_death(status, text, sizeof(text));
+	if (m->phase == PHASE_OFF) {
+		/* Told to go; why, was said then. Somebody may have asked for another since. */
+		log_debug("model %s: %s", m->cfg.name, text);
+		if (m->state == DSD__STATE__STATE_LOADING && !s->stopping && !m->leaving)
+			model_start(m);
 		return;
+	}
+	died_often = too_many_deaths(m, io_now_usec(s->io));
+	log_warning("model %s: %s", m->cfg.name, text);
 	m->phase = PHASE_OFF;
+	if (s->stopping)
+		return;
 	if (died_often) {
 		snprintf(reason, sizeof(reason),
-			 "%u workers died within a minute, and it is tried on: %s", DEATHS_MAX,
-			 text);
+			 "%u workers died within a minute, and it is tried on: %s",
+			 MODEL_DEATHS_MAX, text);
 		model_set_state(m, DSD__STATE__STATE_DEGRADED, reason);
 	} else if (m->state == DSD__STATE__STATE_READY) {
 		model_set_state(m, DSD__STATE__STATE_LOADING, "");
 	}
-	retry_later(m);
+	if (!m->leaving || model_in_use(m))
+		retry_later(m);
+}
+
+/* Whoever asks next loads it again; what is cached stays. */
+static uint64_t idle_tick(struct model *m, uint64_t now)
+{
+	uint64_t due = m->used_usec + m->cfg.idle_unload * UINT64_C(1000000);
+
+	if (m->cfg.idle_unload == 0 || m->state != DSD__STATE__STATE_READY)
+		return UINT64_MAX;
+	if (now < due)
+		return due;
+	if (model_in_use(m))
+		return now + m->cfg.idle_unload * UINT64_C(1000000);
+	log_info("model %s: nobody asked for it for %u s: its worker goes", m->cfg.name,
+		 m->cfg.idle_unload);
+	m->phase = PHASE_OFF;
+	process_kill(&m->worker);
+	model_set_state(m, DSD__STATE__STATE_IDLE, "");
+	return UINT64_MAX;
 }
 
 uint64_t model_on_tick(struct model *m, uint64_t now)
 {
 	if (m->retry_usec == 0)
-		return UINT64_MAX;
+		return idle_tick(m, now);
 	if (now < m->retry_usec)
 		return m->retry_usec;
 	model_start(m);
 	return UINT64_MAX;
+}
+
+bool model_has_worker(const struct model *m, uint32_t generation)
+{
+	return m->worker.generation == generation;
 }
 
 void model_get_stats(const struct model *m, struct model_stats *ret)
@@ -788,7 +670,7 @@ void model_get_stats(const struct model *m, struct model_stats *ret)
 	*ret = (struct model_stats){
 		.starts = m->starts,
 		.deaths = m->deaths,
-		.worker_pid = m->pidfd >= 0 ? m->pid : 0,
+		.worker_pid = m->worker.pidfd >= 0 ? m->worker.pid : 0,
 		.progress = m->progress,
 		.stage = m->stage,
 	};

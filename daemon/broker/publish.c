@@ -15,15 +15,7 @@
 
 static void send_ack(struct conn *c, uint64_t id, uint64_t count)
 {
-	Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
-	Dsd__Ack ack = DSD__ACK__INIT;
-
-	ack.has_count = 1;
-	ack.count = count;
-	frame.id = id;
-	frame.msg_case = DSD__SERVER_FRAME__MSG_ACK;
-	frame.ack = &ack;
-	conn_send(c, &frame);
+	rpc_send_ack(c, id, &count);
 }
 
 static void on_end(void *ctx, enum seq_end why)

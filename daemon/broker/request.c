@@ -29,10 +29,7 @@ struct request *request_new(struct conn *c, uint64_t id, const char *model_name,
 {
 	struct server *s = c->server;
 	struct model *m = server_find_model(s, model_name);
-	struct error err = {};
-	struct request *r;
 	char text[384];
-	int i;
 
 	if (!m) {
 		snprintf(text, sizeof(text), "no model \"%.255s\": dsctl models lists them",
@@ -49,6 +46,28 @@ struct request *request_new(struct conn *c, uint64_t id, const char *model_name,
 		s->count.failed++;
 		return NULL;
 	}
+	if (model_is_drained(m)) {
+		conn_send_error(c, id, DSD__CODE__CODE_RETRYABLE,
+				"the model is drained: it takes no new requests", 1000);
+		s->count.failed++;
+		return NULL;
+	}
+	if (s->stopping) {
+		conn_send_error(c, id, DSD__CODE__CODE_RETRYABLE, "the daemon is stopping", 1000);
+		s->count.failed++;
+		return NULL;
+	}
+	return request_new_of(c, id, m, ready);
+}
+
+struct request *request_new_of(struct conn *c, uint64_t id, struct model *m,
+			       void (*ready)(struct request *r))
+{
+	struct server *s = c->server;
+	struct error err = {};
+	struct request *r;
+	int i;
+
 	if (quota_charge(s->quota, c->uid, QUOTA_REQUESTS, 1, &err) < 0) {
 		conn_send_error(c, id, DSD__CODE__CODE_RESOURCE_EXHAUSTED, err.text, 1000);
 		s->count.failed++;
@@ -376,6 +395,12 @@ void request_on_encoded(struct request *r)
 		encoded(r);
 }
 
+void request_proceed(struct request *r)
+{
+	r->parked = false;
+	r->ready(r);
+}
+
 void request_unpark(struct request *r)
 {
 	Dsd__Code code = model_refusal(r->model);
@@ -392,7 +417,8 @@ void request_start(struct request *r)
 {
 	struct io *io = r->server->io;
 
-	if (model_state(r->model) == DSD__STATE__STATE_LOADING) {
+	if (model_state(r->model) == DSD__STATE__STATE_LOADING ||
+	    model_state(r->model) == DSD__STATE__STATE_IDLE) {
 		r->parked = true;
 		model_park(r->model, r);
 		return;

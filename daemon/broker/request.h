@@ -70,6 +70,9 @@ struct request {
 	/* Called once, when input.ids is complete and the model can run; or with @err set. */
 	void (*ready)(struct request *r);
 	void (*release)(struct request *r); /* frees what the kind of request added; may be NULL */
+	/* Called while the model that it waits for loads; may be NULL. */
+	void (*progress)(struct request *r, const char *stage, float done);
+	bool is_admin; /* waits for what becomes of its model; asks nothing of it */
 	struct request_input input;
 	bool encoding, parked;
 	int encode_result;
@@ -103,6 +106,9 @@ struct request {
  */
 struct request *request_new(struct conn *c, uint64_t id, const char *model,
 			    void (*ready)(struct request *r));
+/** request_new_of() - the same for a model that was found. */
+struct request *request_new_of(struct conn *c, uint64_t id, struct model *m,
+			       void (*ready)(struct request *r));
 /** request_set_text() - copy a text in; -ENOMEM. */
 int request_set_text(struct request *r, const ProtobufCBinaryData *text, bool parse_special);
 /** request_set_suffix() - after request_set_text(): what comes behind the gap; -ENOMEM. */
@@ -115,6 +121,8 @@ void request_fail_input(struct request *r, int e, const char *why);
 void request_start(struct request *r);
 /** request_on_encoded() - the other thread is done. */
 void request_on_encoded(struct request *r);
+/** request_proceed() - what it waited for has come: ready() is called. */
+void request_proceed(struct request *r);
 /** request_unpark() - the model is ready (or broken: ready() is not called, an Error is sent). */
 void request_unpark(struct request *r);
 

@@ -27,7 +27,7 @@ static const struct rpc_method user_methods[] = {
 	[DSD__CLIENT_FRAME__MSG_STATS] = {rpc_stats, AFTER_HELLO},
 	[DSD__CLIENT_FRAME__MSG_LIST] = {rpc_list, AFTER_HELLO},
 	[DSD__CLIENT_FRAME__MSG_CANCEL_REQUEST] = {rpc_cancel_request, AFTER_HELLO},
-	[DSD__CLIENT_FRAME__MSG_EVICT] = {},
+	[DSD__CLIENT_FRAME__MSG_DRAIN] = {},
 };
 
 static const struct rpc_method admin_methods[] = {
@@ -40,6 +40,10 @@ static const struct rpc_method admin_methods[] = {
 	[DSD__CLIENT_FRAME__MSG_PUBLISH] = {rpc_publish, AFTER_HELLO, true},
 	[DSD__CLIENT_FRAME__MSG_UNPUBLISH] = {rpc_unpublish, AFTER_HELLO},
 	[DSD__CLIENT_FRAME__MSG_EVICT] = {rpc_evict, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_LOAD] = {rpc_load, AFTER_HELLO, true},
+	[DSD__CLIENT_FRAME__MSG_UNLOAD] = {rpc_unload, AFTER_HELLO, true},
+	[DSD__CLIENT_FRAME__MSG_RELOAD] = {rpc_reload, AFTER_HELLO, true},
+	[DSD__CLIENT_FRAME__MSG_DRAIN] = {rpc_drain, AFTER_HELLO, true},
 };
 _Static_assert(N_ELEMENTS(user_methods) == N_ELEMENTS(admin_methods), "one length for both");
 
@@ -87,4 +91,17 @@ void rpc_dispatch(struct conn *c, const Dsd__ClientFrame *frame)
 		}
 	}
 	m->handle(c, frame);
+}
+
+void rpc_send_ack(struct conn *c, uint64_t id, const uint64_t *count)
+{
+	Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
+	Dsd__Ack ack = DSD__ACK__INIT;
+
+	ack.has_count = count != NULL;
+	ack.count = count ? *count : 0;
+	frame.id = id;
+	frame.msg_case = DSD__SERVER_FRAME__MSG_ACK;
+	frame.ack = &ack;
+	conn_send(c, &frame);
 }

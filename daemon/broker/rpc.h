@@ -22,3 +22,10 @@ void rpc_cancel_request(struct conn *c, const Dsd__ClientFrame *frame); /* list.
 void rpc_publish(struct conn *c, const Dsd__ClientFrame *frame);        /* publish.c */
 void rpc_unpublish(struct conn *c, const Dsd__ClientFrame *frame);      /* publish.c */
 void rpc_evict(struct conn *c, const Dsd__ClientFrame *frame);          /* publish.c */
+void rpc_load(struct conn *c, const Dsd__ClientFrame *frame);           /* admin.c */
+void rpc_unload(struct conn *c, const Dsd__ClientFrame *frame);         /* admin.c */
+void rpc_reload(struct conn *c, const Dsd__ClientFrame *frame);         /* admin.c */
+void rpc_drain(struct conn *c, const Dsd__ClientFrame *frame);          /* admin.c */
+
+/** rpc_send_ack() - the answer of a verb that did what was asked; @count: NULL for none. */
+void rpc_send_ack(struct conn *c, uint64_t id, const uint64_t *count);

@@ -23,6 +23,7 @@
 
 #define EVENTS            64u
 #define ACCEPT_RETRY_USEC 100000u
+#define STOP_FLUSH_USEC   500000u
 
 /* ---- tables ---- */
 
@@ -87,7 +88,8 @@ void table_done(struct table *t)
 struct model *server_find_model(const struct server *s, const char *name)
 {
 	for (uint32_t i = 0; i < s->n_models; i++)
-		if (!name || !name[0] || strcmp(model_name(s->models[i]), name) == 0)
+		if (!model_is_hidden(s->models[i]) &&
+		    (!name || !name[0] || strcmp(model_name(s->models[i]), name) == 0))
 			return s->models[i];
 	return NULL;
 }
@@ -97,9 +99,13 @@ Dsd__State server_state(const struct server *s)
 	Dsd__State state = DSD__STATE__STATE_DEGRADED;
 
 	for (uint32_t i = 0; i < s->n_models; i++) {
-		if (model_state(s->models[i]) == DSD__STATE__STATE_READY)
+		Dsd__State of = model_state(s->models[i]);
+
+		if (model_is_hidden(s->models[i]))
+			continue;
+		if (of == DSD__STATE__STATE_READY || of == DSD__STATE__STATE_IDLE)
 			return DSD__STATE__STATE_READY;
-		if (model_state(s->models[i]) == DSD__STATE__STATE_LOADING)
+		if (of == DSD__STATE__STATE_LOADING)
 			state = DSD__STATE__STATE_LOADING;
 	}
 	return state;
@@ -143,6 +149,7 @@ int server_init(struct server *s, struct io *io, const struct config *cfg, const
 		.fake_worker = fake_worker,
 		.started_usec = io_now_usec(io),
 		.signal_fd = -EBADF,
+		.state_fd = -EBADF,
 		.wake_usec = UINT64_MAX,
 	};
 	io_random(io, s->key, sizeof(s->key));
@@ -152,7 +159,7 @@ int server_init(struct server *s, struct io *io, const struct config *cfg, const
 	limits[QUOTA_PAGES] = UINT64_MAX;
 	r = quota_new(&s->quota, limits);
 	for (uint32_t i = 0; i < cfg->n_models && r == 0; i++) {
-		r = model_new(&s->models[i], s, &cfg->models[i], i);
+		r = model_new(&s->models[i], s, &cfg->models[i]);
 		s->n_models += r == 0;
 	}
 	return r < 0 ? error_set(err, r, "starting the server: %m") : 0;
@@ -188,6 +195,7 @@ void server_done(struct server *s)
 	for (uint32_t i = 0; i < s->n_listeners; i++)
 		fd_close(s->listeners[i].fd);
 	fd_close(s->signal_fd);
+	fd_close(s->state_fd);
 	quota_free(s->quota);
 	table_done(&s->conns);
 	table_done(&s->requests);
@@ -221,6 +229,7 @@ static int watch_signals(struct server *s, struct error *err)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (s->signal_fd < 0)
@@ -257,9 +266,65 @@ static void on_accept(struct server *s, const struct io_event *ev)
 	server_wake_at(s, s->listeners[i].retry_usec);
 }
 
+/* The model whose worker a tag names, or NULL where that one is gone. */
+static struct model *find_worker(const struct server *s, uint64_t tag)
+{
+	for (uint32_t i = 0; i < s->n_models; i++)
+		if (model_has_worker(s->models[i], (uint32_t)tag))
+			return s->models[i];
+	return NULL;
+}
+
+static void reload_all(struct server *s)
+{
+	struct model *next, *all[SERVER_MODELS_MAX];
+	uint32_t n = s->n_models;
+
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)io_now_usec(s->io));
+	memcpy(all, s->models, n * sizeof(*all));
+	for (uint32_t i = 0; i < n; i++) {
+		struct error err = {};
+		int r = model_is_hidden(all[i]) ? 0 : model_reload(all[i], false, &next, &err);
+
+		if (r < 0)
+			log_error("model %s stays as it is: %s", model_name(all[i]),
+				  error_text(&err, r));
+	}
+	sd_notify(0, "READY=1");
+}
+
+/* Who connects from now on waits for the next daemon, where systemd keeps the sockets. */
+static void begin_to_stop(struct server *s)
+{
+	s->stopping = true;
+	s->stop_usec += s->cfg.stop_seconds * UINT64_C(1000000);
+	for (uint32_t i = 0; i < s->n_listeners; i++)
+		io_cancel(s->io, s->listeners[i].fd);
+	sd_notify(0, "STOPPING=1\nSTATUS=finishing what is under way");
+}
+
+/* SIGHUP: every model's files anew. SIGTERM, SIGINT: no new requests, and those under way have
+ * stop.seconds; the same again: at once. */
+static void on_signal(struct server *s)
+{
+	struct signalfd_siginfo info;
+
+	while (read(s->signal_fd, &info, sizeof(info)) == sizeof(info)) {
+		if (info.ssi_signo == SIGHUP) {
+			if (!s->stopping)
+				reload_all(s);
+			continue;
+		}
+		s->stop_usec = io_now_usec(s->io);
+		if (!s->stopping)
+			begin_to_stop(s);
+		server_wake_at(s, s->stop_usec);
+	}
+}
+
 static void on_event(struct server *s, const struct io_event *ev)
 {
-	uint32_t i = tag_index(ev->tag), generation = (uint32_t)ev->tag;
+	struct model *m;
 	void *item;
 
 	switch (tag_class(ev->tag)) {
@@ -284,19 +349,19 @@ static void on_event(struct server *s, const struct io_event *ev)
 			request_on_encoded(item);
 		break;
 	case TAG_WORKER_PID:
-		if (i < s->n_models)
-			model_on_pid(s->models[i], generation);
+		if ((m = find_worker(s, ev->tag)))
+			model_on_pid(m);
 		break;
 	case TAG_WORKER_CONTROL:
-		if (i < s->n_models)
-			model_on_control(s->models[i], generation);
+		if ((m = find_worker(s, ev->tag)))
+			model_on_control(m);
 		break;
 	case TAG_WORKER_RESULT:
-		if (i < s->n_models)
-			model_on_result(s->models[i], generation);
+		if ((m = find_worker(s, ev->tag)))
+			model_on_result(m);
 		break;
 	case TAG_SIGNAL:
-		s->stopping = true;
+		on_signal(s);
 		break;
 	}
 }
@@ -309,6 +374,8 @@ void server_wake_at(struct server *s, uint64_t usec)
 static void on_tick(struct server *s, uint64_t now)
 {
 	s->wake_usec = UINT64_MAX;
+	if (s->stopping)
+		server_wake_at(s, now < s->stop_usec ? s->stop_usec : now + STOP_FLUSH_USEC / 10);
 	for (uint32_t i = 0; i < s->n_listeners; i++) {
 		if (s->listeners[i].retry_usec && now >= s->listeners[i].retry_usec)
 			accept_again(s, i);
@@ -325,6 +392,31 @@ static void on_tick(struct server *s, uint64_t now)
 		server_wake_at(s, model_on_tick(s->models[i], now));
 }
 
+/* Asked to stop, and nobody waits for an answer any more, or for the rest of one: those whom the time
+ * did not suffice are told to come again, and get a moment to read that. */
+static bool server_may_stop(struct server *s)
+{
+	if (!s->stopping)
+		return false;
+	if (io_now_usec(s->io) >= s->stop_usec)
+		for (uint32_t i = 0; i < s->requests.n_alloc; i++) {
+			struct request *r = s->requests.items[i];
+
+			if (r && r->conn)
+				request_fail(r, DSD__CODE__CODE_RETRYABLE,
+					     "the daemon stops: resume when it is back", 100);
+		}
+	if (io_now_usec(s->io) >= s->stop_usec + STOP_FLUSH_USEC)
+		return true;
+	for (uint32_t i = 0; i < s->requests.n_alloc; i++)
+		if (s->requests.items[i])
+			return false;
+	for (uint32_t i = 0; i < s->conns.n_alloc; i++)
+		if (s->conns.items[i] && conn_has_output(s->conns.items[i]))
+			return false;
+	return true;
+}
+
 int server_run(struct server *s, struct error *err)
 {
 	int r = watch_signals(s, err);
@@ -334,7 +426,7 @@ int server_run(struct server *s, struct error *err)
 	for (uint32_t i = 0; i < s->n_models; i++)
 		model_start(s->models[i]);
 	server_tell_systemd(s);
-	while (!s->stopping) {
+	while (!server_may_stop(s)) {
 		struct io_event events[EVENTS];
 		uint64_t now;
 		int n = io_wait(s->io, events, EVENTS, s->wake_usec);
@@ -344,13 +436,14 @@ int server_run(struct server *s, struct error *err)
 		for (int i = 0; i < n; i++) {
 			on_event(s, &events[i]);
 			conn_reap(s);
+			model_reap(s);
 		}
 		now = io_now_usec(s->io);
 		if (now >= s->wake_usec) {
 			on_tick(s, now);
 			conn_reap(s);
+			model_reap(s);
 		}
 	}
-	sd_notify(0, "STOPPING=1\nSTATUS=stopping");
 	return 0;
 }

@@ -17,6 +17,7 @@ struct quota;
 struct request;
 
 #define SERVER_LISTENERS_MAX 4u
+#define SERVER_MODELS_MAX    (2 * CONFIG_MODELS_MAX) /* one may be loaded beside each */
 
 /* Whose event it is: a tag is class, index and generation, so that an answer to something that is
  * gone finds nobody. */
@@ -86,8 +87,11 @@ struct server {
 	uint64_t wake_usec;  /* earliest deadline of anything; UINT64_MAX: none */
 	uint64_t n_requests; /* numbers for the log */
 
-	struct model *models[CONFIG_MODELS_MAX];
+	struct model *models[SERVER_MODELS_MAX];
 	uint32_t n_models;
+	uint32_t n_workers; /* ever started: names them in tags */
+	int state_fd;       /* directory for what is kept; negative: none */
+	uint64_t stop_usec; /* stopping: who has not finished by then is told to come again */
 	bool stopping;
 	bool ready_told; /* READY=1 was sent */
 };
@@ -108,5 +112,5 @@ void server_wake_at(struct server *s, uint64_t usec);
 Dsd__State server_state(const struct server *s);
 /** server_tell_systemd() - READY and STATUS, when they changed. */
 void server_tell_systemd(struct server *s);
-/** server_find_model() - by name; NULL or "": the first. NULL: there is none. */
+/** server_find_model() - by name, as requests find it; NULL or "": the first. NULL: there is none. */
 struct model *server_find_model(const struct server *s, const char *name);

@@ -26,6 +26,7 @@ struct pool {
 	uint32_t *refs;
 	page_id *free_pages; /* stack */
 	uint32_t n_free;
+	uint32_t n_users;
 	struct prefix *prefix;
 };
 #define POOL_NULL                                                                                  \
@@ -107,13 +108,25 @@ int pool_new(struct pool **ret, const struct pool_config *cfg, struct error *err
 	/* Low page ids first: a pool that is hardly used touches little memory. */
 	for (page_id i = cfg->n_pages; i-- > 0;)
 		p->free_pages[p->n_free++] = i;
+	p->n_users = 1;
 	*ret = TAKE_PTR(p);
 	return 0;
 }
 
+struct pool *pool_share(struct pool *p)
+{
+	p->n_users++;
+	return p;
+}
+
+uint32_t pool_n_users(const struct pool *p)
+{
+	return p->n_users;
+}
+
 struct pool *pool_free(struct pool *p)
 {
-	if (!p)
+	if (!p || (p->n_users > 0 && --p->n_users > 0))
 		return NULL;
 	if (p->data)
 		io_unmap(p->cfg.io, p->data, data_bytes(p));

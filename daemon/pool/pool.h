@@ -29,6 +29,9 @@ struct pool;
  * Return: 0; -EINVAL: no pages or more than memory can name; -errno with a sentence.
  */
 int pool_new(struct pool **ret, const struct pool_config *cfg, struct error *err);
+/** pool_share() - the same pool for one user more; each calls pool_free(). */
+struct pool *pool_share(struct pool *p);
+uint32_t pool_n_users(const struct pool *p);
 struct pool *pool_free(struct pool *p);
 DEFINE_CLEANUP(struct pool *, pool_free);
 

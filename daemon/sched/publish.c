@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sched/publish.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/io.h"
 #include "pool/pool.h"
 #include "quota/quota.h"
@@ -108,4 +110,13 @@ int sched_unpublish(struct sched *s, const char *name)
 			return 0;
 		}
 	return -ENOENT;
+}
+
+void sched_move_published(struct sched *to, struct sched *from)
+{
+	assert(to->cfg.pool == from->cfg.pool);
+	for (uint32_t i = 0; i < SCHED_PUBLISHED_MAX; i++) {
+		published_free(to, to->published[i]);
+		to->published[i] = TAKE_PTR(from->published[i]);
+	}
 }

@@ -105,6 +105,9 @@ uint32_t sched_evict(struct sched *s);
 /** sched_unpublish() - forget a published prefix. Return: 0 or -ENOENT. */
 int sched_unpublish(struct sched *s, const char *name);
 
+/** sched_move_published() - what @from has published over the same pool is @to's from now on. */
+void sched_move_published(struct sched *to, struct sched *from);
+
 /** seq_cancel() - the sequence ends without a word; its pages are free once no step uses them. */
 void seq_cancel(struct seq *q);
 /** seq_pause() - a paused sequence leaves its slot and keeps its pages while nobody else needs them. */

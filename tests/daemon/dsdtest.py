@@ -172,9 +172,11 @@ class Daemon:
     def __init__(self, *options, fake=True, model=None, env=None, wait=True, state=None):
         self.dir = tempfile.mkdtemp(prefix="dsdtest-")
         self.socket = os.path.join(self.dir, "dsd.sock")
+        self.admin = os.path.join(self.dir, "admin.sock")
         self.log = os.path.join(self.dir, "log")
         self.args = [os.path.join(BUILD, "daemon", "dsd"), "--config", "/dev/null",
-                     "--socket", self.socket, "--state", state or os.path.join(self.dir, "state")]
+                     "--socket", self.socket, "--state", state or os.path.join(self.dir, "state"),
+                     "--set", "stop.seconds=0"]
         if "DSD_IO_BACKEND" in os.environ:
             self.args += ["--set", "io.backend=" + os.environ["DSD_IO_BACKEND"]]
         if fake:

@@ -12,7 +12,6 @@ from dsdtest import Client, Daemon, pb
 @pytest.fixture
 def daemon():
     with Daemon(env={"DSD_FAKE_STEP_USEC": "500"}) as d:
-        d.admin = os.path.join(d.dir, "admin.sock")
         yield d
 
 
