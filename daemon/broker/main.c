@@ -23,6 +23,7 @@
 #include "base/cleanup.h"
 #include "base/config.h"
 #include "base/error.h"
+#include "base/fault.h"
 #include "base/hash.h"
 #include "base/io.h"
 #include "base/log.h"
@@ -371,6 +372,8 @@ int main(int argc, char **argv)
 	r = parse(&o, argc, argv, &err);
 	if (r > 0)
 		return 0;
+	if (r == 0)
+		r = fault_init(secure_getenv("DSD_FAULT"), &err);
 	if (r < 0) {
 		log_error("%s", error_text(&err, r));
 		return EXIT_CONFIG;
