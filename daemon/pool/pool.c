@@ -7,47 +7,13 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/fault.h"
 #include "base/io.h"
-#include "pool/prefix.h"
-
-#define POOL_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-
-struct pool {
-	struct pool_config cfg;
-	int data_fd, meta_fd;
-	uint8_t *data;
-	uint8_t *meta;
-	uint32_t *refs;
-	page_id *free_pages; /* stack */
-	uint32_t n_free;
-	uint32_t n_users;
-	struct prefix *prefix;
-};
-#define POOL_NULL                                                                                  \
-	{                                                                                          \
-		.data_fd = -EBADF, .meta_fd = -EBADF                                               \
-	}
-
-static uint64_t data_bytes(const struct pool *p)
-{
-	return p->cfg.n_pages * p->cfg.geometry.stride;
-}
-
-static uint64_t meta_bytes(const struct pool *p)
-{
-	return PAGE_META_HEADER_BYTES + (uint64_t)p->cfg.n_pages * sizeof(struct page_record);
-}
-
-static struct page_record *record(const struct pool *p, page_id page)
-{
-	return (struct page_record *)(p->meta + PAGE_META_HEADER_BYTES) + page;
-}
+#include "pool/pool_impl.h"
 
 static int make(struct pool *p, const char *name, uint64_t n, int *ret_fd, uint8_t **ret,
 		struct error *err)
@@ -63,20 +29,7 @@ static int make(struct pool *p, const char *name, uint64_t n, int *ret_fd, uint8
 	return 0;
 }
 
-static void write_meta_header(struct pool *p)
-{
-	struct page_meta_header *h = (struct page_meta_header *)p->meta;
-
-	memcpy(h->magic, PAGE_META_MAGIC, sizeof(h->magic));
-	h->version = 1;
-	h->header_bytes = PAGE_META_HEADER_BYTES;
-	h->n_pages = p->cfg.n_pages;
-	h->entry = p->cfg.entry;
-	h->stride = p->cfg.geometry.stride;
-	memcpy(h->model, p->cfg.model, sizeof(h->model));
-}
-
-int pool_new(struct pool **ret, const struct pool_config *cfg, struct error *err)
+int pool_alloc(struct pool **ret, const struct pool_config *cfg, struct error *err)
 {
 	_cleanup_(pool_freep) struct pool *p = NULL;
 	int r;
@@ -90,25 +43,44 @@ int pool_new(struct pool **ret, const struct pool_config *cfg, struct error *err
 	if (!p)
 		return -ENOMEM;
 	*p = (struct pool)POOL_NULL;
+	p->n_users = 1;
 	p->cfg = *cfg;
-	r = make(p, "dsd-pool-data", data_bytes(p), &p->data_fd, &p->data, err);
-	if (r == 0)
-		r = make(p, "dsd-pool-meta", meta_bytes(p), &p->meta_fd, &p->meta, err);
-	if (r < 0)
-		return r;
-	p->refs = io_alloc(cfg->io, cfg->n_pages * sizeof(*p->refs));
+	p->geometry_id = page_geometry_id(&cfg->geometry);
+	p->uses = io_alloc(cfg->io, cfg->n_pages * sizeof(*p->uses));
 	p->free_pages = io_alloc(cfg->io, cfg->n_pages * sizeof(*p->free_pages));
-	if (!p->refs || !p->free_pages)
+	if (!p->uses || !p->free_pages)
 		return -ENOMEM;
-	r = prefix_new(&p->prefix, cfg->io, cfg->n_pages,
-		       (struct page_record *)(p->meta + PAGE_META_HEADER_BYTES));
+	for (page_id i = 0; i < cfg->n_pages; i++)
+		p->uses[i].due_next = DUE_NOT;
+	r = tag_job_new(&p->job, cfg->io);
 	if (r < 0)
 		return r;
-	write_meta_header(p);
+	*ret = TAKE_PTR(p);
+	return 0;
+}
+
+int pool_index(struct pool *p)
+{
+	return prefix_new(&p->prefix, p->cfg.io, p->cfg.n_pages, pool_record(p, 0));
+}
+
+int pool_new(struct pool **ret, const struct pool_config *cfg, struct error *err)
+{
+	_cleanup_(pool_freep) struct pool *p = NULL;
+	int r = pool_alloc(&p, cfg, err);
+
+	if (r == 0)
+		r = make(p, "dsd-pool-data", pool_data_bytes(p), &p->data_fd, &p->data, err);
+	if (r == 0)
+		r = make(p, "dsd-pool-meta", pool_meta_bytes(p), &p->meta_fd, &p->meta, err);
+	if (r == 0)
+		r = pool_index(p);
+	if (r < 0)
+		return r;
+	pool_write_header(p, 0, 0);
 	/* Low page ids first: a pool that is hardly used touches little memory. */
 	for (page_id i = cfg->n_pages; i-- > 0;)
 		p->free_pages[p->n_free++] = i;
-	p->n_users = 1;
 	*ret = TAKE_PTR(p);
 	return 0;
 }
@@ -128,14 +100,15 @@ struct pool *pool_free(struct pool *p)
 {
 	if (!p || (p->n_users > 0 && --p->n_users > 0))
 		return NULL;
+	tag_job_free(p->job); /* first: it may be reading */
 	if (p->data)
-		io_unmap(p->cfg.io, p->data, data_bytes(p));
+		io_unmap(p->cfg.io, p->data, pool_data_bytes(p));
 	if (p->meta)
-		io_unmap(p->cfg.io, p->meta, meta_bytes(p));
+		io_unmap(p->cfg.io, p->meta, pool_meta_bytes(p));
 	fd_close(p->data_fd);
 	fd_close(p->meta_fd);
 	prefix_free(p->prefix);
-	free(p->refs);
+	free(p->uses);
 	free(p->free_pages);
 	free(p);
 	return NULL;
@@ -144,6 +117,11 @@ struct pool *pool_free(struct pool *p)
 int pool_data_fd(const struct pool *p)
 {
 	return p->data_fd;
+}
+
+int pool_meta_fd(const struct pool *p)
+{
+	return p->meta_fd;
 }
 
 const struct page_geometry *pool_geometry(const struct pool *p)
@@ -176,7 +154,7 @@ uint64_t pool_n_refs(const struct pool *p)
 	uint64_t n = 0;
 
 	for (page_id i = 0; i < p->cfg.n_pages; i++)
-		n += p->refs[i];
+		n += p->uses[i].refs;
 	return n;
 }
 
@@ -197,8 +175,8 @@ void pool_name_domain(const struct pool *p, const char *name, uint8_t ret[16])
 
 const uint8_t *pool_page_chain(const struct pool *p, page_id page)
 {
-	assert(record(p, page)->state == PAGE_SEALED);
-	return record(p, page)->chain;
+	assert(page_is_sealed(pool_record(p, page)));
+	return pool_record(p, page)->chain;
 }
 
 void pool_chain(const struct pool *p, const uint8_t parent[16], const uint32_t *ids, uint32_t n,
@@ -209,28 +187,32 @@ void pool_chain(const struct pool *p, const uint8_t parent[16], const uint32_t *
 	hash_mac(ret, p->cfg.key, parts, N_ELEMENTS(parts));
 }
 
-/* Records are read by whoever adopts the pool after a crash at any instruction. */
-static void record_begin(struct page_record *rec)
-{
-	atomic_store_explicit((_Atomic uint64_t *)&rec->generation, rec->generation | 1,
-			      memory_order_relaxed);
-	atomic_thread_fence(memory_order_release);
-}
-
-static void record_end(struct page_record *rec)
-{
-	atomic_store_explicit((_Atomic uint64_t *)&rec->generation, rec->generation + 1,
-			      memory_order_release);
-}
-
 /* A page without references goes to the free stack; its text goes out of the record. */
 static void make_free(struct pool *p, page_id page)
 {
-	struct page_record *rec = record(p, page);
+	struct page_record *rec = pool_record(p, page);
 
 	record_begin(rec);
 	rec->state = PAGE_FREE;
 	explicit_bzero(rec->ids, sizeof(rec->ids));
+	/* What nobody checked may be anybody's: no domain is zero, so the next owner is another. */
+	if (p->uses[page].candidate)
+		memset(rec->domain, 0, sizeof(rec->domain));
+	record_end(rec);
+	p->uses[page].candidate = false;
+	p->free_pages[p->n_free++] = page;
+}
+
+void pool_scrub_page(struct pool *p, page_id page)
+{
+	struct page_record *rec = pool_record(p, page);
+
+	record_begin(rec);
+	explicit_bzero((uint8_t *)rec + sizeof(rec->magic) + sizeof(rec->generation),
+		       sizeof(*rec) - sizeof(rec->magic) - sizeof(rec->generation));
+	rec->magic = PAGE_RECORD_MAGIC;
+	rec->state = PAGE_FREE;
+	rec->page = page;
 	record_end(rec);
 	p->free_pages[p->n_free++] = page;
 }
@@ -248,7 +230,8 @@ int pool_take_page(struct pool *p, const uint8_t domain[16], page_id *ret)
 		make_free(p, page);
 	}
 	page = p->free_pages[--p->n_free];
-	rec = record(p, page);
+	tag_stop_reading(p, page);
+	rec = pool_record(p, page);
 	if (rec->magic == PAGE_RECORD_MAGIC && memcmp(rec->domain, domain, 16) != 0)
 		memset(p->data + page * p->cfg.geometry.stride, 0, p->cfg.geometry.stride);
 	record_begin(rec);
@@ -256,26 +239,26 @@ int pool_take_page(struct pool *p, const uint8_t domain[16], page_id *ret)
 	rec->state = PAGE_OPEN;
 	rec->flags = 0;
 	rec->page = page;
-	rec->geometry = 0;
+	rec->geometry = p->geometry_id;
 	memcpy(rec->domain, domain, 16);
 	memcpy(rec->model, p->cfg.model, 16);
 	rec->n_tokens = 0;
 	record_end(rec);
-	p->refs[page] = 1;
+	p->uses[page].refs = 1;
 	*ret = page;
 	return 0;
 }
 
 void pool_ref_page(struct pool *p, page_id page)
 {
-	assert(page < p->cfg.n_pages && p->refs[page] > 0);
-	p->refs[page]++;
+	assert(page < p->cfg.n_pages && p->uses[page].refs > 0);
+	p->uses[page].refs++;
 }
 
 static void unref(struct pool *p, page_id page, bool cold)
 {
-	assert(page < p->cfg.n_pages && p->refs[page] > 0);
-	if (--p->refs[page] > 0)
+	assert(page < p->cfg.n_pages && p->uses[page].refs > 0);
+	if (--p->uses[page].refs > 0)
 		return;
 	if (prefix_holds(p->prefix, page))
 		prefix_retire(p->prefix, page, cold);
@@ -296,22 +279,49 @@ void pool_unref_page_cold(struct pool *p, page_id page)
 void pool_seal_page(struct pool *p, page_id page, const uint8_t parent[16], uint32_t first_pos,
 		    const uint32_t ids[PAGE_TOKENS], uint32_t n_prompt, uint8_t ret_chain[16])
 {
-	struct page_record *rec = record(p, page);
+	struct page_record *rec = pool_record(p, page);
 	bool generated = first_pos + PAGE_TOKENS > n_prompt;
+	uint8_t chain[HASH_MAC_BYTES];
 
-	assert(rec->state == PAGE_OPEN && p->refs[page] > 0);
+	assert(rec->state == PAGE_OPEN && p->uses[page].refs > 0);
+	pool_chain(p, parent, ids, PAGE_TOKENS, chain);
 	record_begin(rec);
+	fault_at(FAULT_SEAL_BEGIN);
 	rec->state = PAGE_SEALED;
 	rec->flags = generated ? PAGE_FLAG_GENERATED : 0;
 	rec->n_prompt = generated ? n_prompt : 0;
 	memcpy(rec->parent, parent, 16);
-	pool_chain(p, parent, ids, PAGE_TOKENS, rec->chain);
+	memcpy(rec->chain, chain, 16);
 	rec->first_pos = first_pos;
 	rec->n_tokens = PAGE_TOKENS;
 	memcpy(rec->ids, ids, sizeof(rec->ids));
+	memset(rec->tag, 0, sizeof(rec->tag));
+	fault_at(FAULT_SEAL_FIELDS);
 	record_end(rec);
-	memcpy(ret_chain, rec->chain, 16);
+	fault_at(FAULT_SEAL_END);
+	memcpy(ret_chain, chain, 16);
 	prefix_add(p->prefix, page);
+	tag_due(p, page);
+}
+
+/* Is what was found still what was sealed? If not it leaves the index; nobody finds it again. */
+static bool check_found(struct pool *p, page_id page)
+{
+	struct page_use *use = &p->uses[page];
+
+	if (!use->candidate && (p->cfg.verify != POOL_VERIFY_ALWAYS || use->refs > 0 ||
+				pool_record(p, page)->state != PAGE_COMMITTED))
+		return true;
+	if (tag_holds(p, page)) {
+		use->candidate = false;
+		p->stats.verified++;
+		return true;
+	}
+	p->stats.mismatched++;
+	use->candidate = true;
+	prefix_remove(p->prefix, page);
+	make_free(p, page);
+	return false;
 }
 
 page_id pool_find_page(struct pool *p, const uint8_t domain[16], const uint8_t parent[16],
@@ -330,9 +340,9 @@ page_id pool_find_page(struct pool *p, const uint8_t domain[16], const uint8_t p
 	pool_chain(p, parent, ids, PAGE_TOKENS, key.chain);
 	memcpy(ret_chain, key.chain, 16);
 	page = prefix_find(p->prefix, &key);
-	if (page == PAGE_NONE)
-		return page;
-	if (p->refs[page]++ == 0)
+	if (page == PAGE_NONE || !check_found(p, page))
+		return PAGE_NONE;
+	if (p->uses[page].refs++ == 0)
 		prefix_revive(p->prefix, page);
 	return page;
 }
@@ -350,29 +360,36 @@ uint32_t pool_drop_cached(struct pool *p, const uint8_t *domain)
 	return n;
 }
 
+void pool_get_stats(const struct pool *p, struct pool_stats *ret)
+{
+	*ret = p->stats;
+}
+
 int pool_check(const struct pool *p, struct error *err)
 {
 	uint32_t n_free = 0, n_cached = 0;
 
 	for (page_id i = 0; i < p->cfg.n_pages; i++) {
-		const struct page_record *rec = record(p, i);
+		const struct page_record *rec = pool_record(p, i);
 
-		bool cached = p->refs[i] == 0 && prefix_holds(p->prefix, i);
+		bool cached = p->uses[i].refs == 0 && prefix_holds(p->prefix, i);
 
 		n_cached += cached;
-		n_free += p->refs[i] == 0 && !cached;
+		n_free += p->uses[i].refs == 0 && !cached;
 		if (rec->generation & 1)
 			return error_set(err, -EBADF, "page %u: record left half written", i);
-		if (rec->magic == 0 && p->refs[i] == 0)
+		if (rec->magic == 0 && p->uses[i].refs == 0)
 			continue; /* never used */
 		if (rec->magic != PAGE_RECORD_MAGIC || rec->page != i)
 			return error_set(err, -EBADF, "page %u: not its own record", i);
-		if (cached && rec->state != PAGE_SEALED)
+		if (cached && !page_is_sealed(rec))
 			return error_set(err, -EBADF, "page %u: in the index with state %u", i,
 					 rec->state);
-		if ((rec->state == PAGE_FREE) != (p->refs[i] == 0 && !cached))
+		if (p->uses[i].candidate && !cached)
+			return error_set(err, -EBADF, "page %u: used before it was checked", i);
+		if ((rec->state == PAGE_FREE) != (p->uses[i].refs == 0 && !cached))
 			return error_set(err, -EBADF, "page %u: state %u with %u references", i,
-					 rec->state, p->refs[i]);
+					 rec->state, p->uses[i].refs);
 	}
 	if (n_free != p->n_free)
 		return error_set(err, -EBADF, "%u pages without references, %u on the free list",
@@ -381,7 +398,7 @@ int pool_check(const struct pool *p, struct error *err)
 		return error_set(err, -EBADF, "%u cached pages, %u on their list", n_cached,
 				 prefix_n_cached(p->prefix));
 	for (uint32_t i = 0; i < p->n_free; i++)
-		if (p->free_pages[i] >= p->cfg.n_pages || p->refs[p->free_pages[i]] != 0)
+		if (p->free_pages[i] >= p->cfg.n_pages || p->uses[p->free_pages[i]].refs != 0)
 			return error_set(err, -EBADF, "free list holds page %u", p->free_pages[i]);
 	return 0;
 }

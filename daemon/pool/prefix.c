@@ -134,7 +134,8 @@ void prefix_remove(struct prefix *x, page_id page)
 {
 	page_id *at = bucket(x, x->records[page].chain);
 
-	prefix_revive(x, page);
+	if (x->entries[page].cached)
+		prefix_revive(x, page);
 	while (*at != page)
 		at = &x->entries[*at].next;
 	*at = x->entries[page].next;

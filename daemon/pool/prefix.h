@@ -32,7 +32,7 @@ page_id prefix_find(const struct prefix *x, const struct prefix_key *key);
 void prefix_retire(struct prefix *x, page_id page, bool cold);
 /** prefix_revive() - a cached page has a reference again. */
 void prefix_revive(struct prefix *x, page_id page);
-/** prefix_remove() - a cached page leaves the index. */
+/** prefix_remove() - a page leaves the index, cached or referenced. */
 void prefix_remove(struct prefix *x, page_id page);
 
 uint32_t prefix_n_cached(const struct prefix *x);
