@@ -35,6 +35,7 @@ struct key {
 };
 
 static const char *const entry_words[] = {"f32", "bf16", "int8", "auto", NULL};
+static const char *const verify_words[] = {"adopted", "always", NULL};
 static const char *const weight_words[] = {"auto", "f32", "bf16", NULL};
 static const char *const backend_words[] = {"auto", "uring", "epoll", NULL};
 static const char *const level_words[] = {"emerg",  "alert", "crit",  "error", "warning",
@@ -46,6 +47,8 @@ static const struct key keys[] = {
 	 "bytes of latent cache over all models (K, M, G); 0: an eighth of the memory"},
 	{"pool.entry", KIND_WORD, FIELD(pool_entry), 0, 3, entry_words,
 	 "format of a cached row; auto follows the weights"},
+	{"pool.verify", KIND_WORD, FIELD(pool_verify), 0, 1, verify_words,
+	 "when a cached page's tag is checked: at the first use of an adopted one, or at each use"},
 	{"sched.slots", KIND_COUNT, FIELD(sched_slots), 1, 256, NULL, "sequences that run at once"},
 	{"sched.step_tokens", KIND_COUNT, FIELD(sched_step_tokens), 16, 7936, NULL,
 	 "prompt tokens computed in one step at the most"},

@@ -23,6 +23,7 @@ struct config_model {
 struct config {
 	uint64_t pool_size;  /* bytes over all models; 0: an eighth of the memory, at most 4 GiB */
 	uint32_t pool_entry; /* enum page_entry, or _PAGE_ENTRY_MAX: what fits the weights */
+	uint32_t pool_verify; /* enum pool_verify */
 	uint32_t sched_slots;
 	uint32_t sched_step_tokens;
 	uint32_t sched_queue;    /* requests that may wait */

@@ -223,7 +223,7 @@ static int listen_at(const char *path, mode_t mode, struct error *err)
 	return TAKE_FD(fd);
 }
 
-/* The sockets systemd hands over; which is which says FileDescriptorName=. */
+/* What systemd hands over: sockets, which is which says FileDescriptorName=, and what we had it keep. */
 static int take_sockets(struct server *s, struct error *err)
 {
 	char **names = NULL;
@@ -234,7 +234,9 @@ static int take_sockets(struct server *s, struct error *err)
 	for (int i = 0; i < n; i++) {
 		int fd = SD_LISTEN_FDS_START + i;
 
-		if (r == 0 && sd_is_socket_unix(fd, SOCK_STREAM, 1, NULL, 0) > 0) {
+		if (store_is_name(names[i])) {
+			store_add(&s->store, names[i], fd);
+		} else if (r == 0 && sd_is_socket_unix(fd, SOCK_STREAM, 1, NULL, 0) > 0) {
 			fcntl(fd, F_SETFD, FD_CLOEXEC);
 			r = server_listen(s, fd, strcmp(names[i], "dsd-admin") == 0, err);
 		}

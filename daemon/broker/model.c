@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/fault.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "broker/request.h"
@@ -125,6 +126,8 @@ static void drop_model(struct model *m)
 	if (m->sched)
 		sched_fail_all(m->sched);
 	m->sched = sched_free(m->sched);
+	if (m->pool)
+		model_forget_pool(m);
 	m->pool = pool_free(m->pool);
 	m->vocab = vocab_unref(m->vocab);
 }
@@ -204,11 +207,13 @@ void model_start(struct model *m)
 	m->phase = PHASE_LOADING;
 	snprintf(m->stage, sizeof(m->stage), "starting");
 	r = process_spawn(&m->worker, m->server, &err);
+	fault_at(FAULT_WORKER_SPAWN);
 	if (r == 0) {
 		m->starts++;
 		if (!m->server->fake_worker)
 			r = process_send_files(&m->worker, m->cfg.path, &err);
 	}
+	fault_at(FAULT_WORKER_FILES);
 	if (r == 0) {
 		r = process_send(&m->worker, &load, NULL, 0);
 		if (r < 0)
@@ -376,6 +381,13 @@ static bool is_same_as(const struct model *m, const struct model *old)
 	       memcmp(m->image.h, old->image.h, sizeof(*m->image.h)) == 0;
 }
 
+static void share_pool(struct model *m, const struct model *old)
+{
+	m->pool = pool_share(old->pool);
+	m->pool_number = old->pool_number;
+	m->settles_usec = old->settles_usec;
+}
+
 static int make_pool(struct model *m, struct error *err)
 {
 	struct server *s = m->server;
@@ -399,11 +411,14 @@ static int make_pool(struct model *m, struct error *err)
 			(unsigned long long)cfg.geometry.stride);
 	cfg.n_pages = (uint32_t)MIN(n_pages, (uint64_t)1 << 24);
 	memcpy(cfg.model, h->digest, sizeof(cfg.model));
+	cfg.n_vocab = h->n_vocab;
+	cfg.verify = s->cfg.pool_verify;
+	memcpy(cfg.boot_id, s->store.boot_id, sizeof(cfg.boot_id));
 	memcpy(cfg.key, s->key, sizeof(cfg.key));
 	if (is_same_as(m, m->replaces))
-		m->pool = pool_share(m->replaces->pool);
+		share_pool(m, m->replaces);
 	else
-		r = pool_new(&m->pool, &cfg, err);
+		r = model_keep_pool(m, &cfg, err);
 	if (r < 0)
 		return r;
 	sc = (struct sched_config){
@@ -466,6 +481,7 @@ static void become_ready(struct model *m)
 
 void model_on_selftest(struct model *m, int r, const struct error *err)
 {
+	fault_at(FAULT_RELOAD_SELFTEST);
 	if (r < 0)
 		give_up(m, error_text(err, r));
 	else
@@ -477,6 +493,7 @@ static void on_ready(struct model *m)
 	struct error err = {};
 	int r = 0;
 
+	fault_at(FAULT_WORKER_READY);
 	sched_set_channel(m->sched, m->channel);
 	m->phase = PHASE_RUNNING;
 	if (m->tested)
@@ -515,10 +532,12 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 		if (m->phase != PHASE_LOADING || m->channel || fd < 0)
 			return error_set(err, -EPROTO, "the worker sent an image out of turn");
 		r = adopt_image(m, fd, err);
+		fault_at(FAULT_WORKER_IMAGE);
 		if (r == 0)
 			r = make_pool(m, err);
 		if (r == 0)
 			r = make_channel(m, err);
+		fault_at(FAULT_WORKER_CHANNEL);
 		return r;
 	case CONTROL_READY:
 		if (m->phase != PHASE_LOADING || !m->channel)
@@ -569,6 +588,7 @@ void model_on_result(struct model *m)
 		log_error("model %s: %s", m->cfg.name, err.text);
 		process_kill(&m->worker); /* its death does the rest */
 	}
+	model_make_tags(m);
 }
 
 /* One more death, and whether it was one of MODEL_DEATHS_MAX in CALM_USEC. */
@@ -652,12 +672,15 @@ static uint64_t idle_tick(struct model *m, uint64_t now)
 
 uint64_t model_on_tick(struct model *m, uint64_t now)
 {
-	if (m->retry_usec == 0)
-		return idle_tick(m, now);
-	if (now < m->retry_usec)
-		return m->retry_usec;
-	model_start(m);
-	return UINT64_MAX;
+	uint64_t next = idle_tick(m, now);
+
+	if (m->settles_usec && now >= m->settles_usec)
+		model_settled(m);
+	if (m->settles_usec)
+		next = MIN(next, m->settles_usec);
+	if (m->retry_usec && now >= m->retry_usec)
+		model_start(m);
+	return m->retry_usec ? MIN(next, m->retry_usec) : next;
 }
 
 bool model_has_worker(const struct model *m, uint32_t generation)

@@ -79,6 +79,11 @@ void model_on_control(struct model *m);
 void model_on_result(struct model *m);
 /** model_on_selftest() - 0: passed; negative, with a sentence: the model is not served. */
 void model_on_selftest(struct model *m, int r, const struct error *err);
+/** model_make_tags() - start the next tag of the pool, where it is kept. Return: one is under way. */
+bool model_make_tags(struct model *m);
+void model_on_tag(struct model *m, uint32_t pool_number);
+/** model_settled() - the daemon has gone well with an adopted pool, or ends as asked. */
+void model_settled(struct model *m);
 /** model_on_tick() - Return: when to look again, UINT64_MAX: no need. */
 uint64_t model_on_tick(struct model *m, uint64_t now);
 

@@ -10,6 +10,8 @@
 
 #define MODEL_DEATHS_MAX 3u
 
+struct pool_config;
+
 /* Of the worker; what others see of the model is its state. */
 enum phase { PHASE_OFF, PHASE_LOADING, PHASE_RUNNING };
 
@@ -39,6 +41,8 @@ struct model {
 	struct image image;
 	struct vocab *vocab; /* owns the image's mapping */
 	struct pool *pool;
+	uint32_t pool_number;  /* names it in tags */
+	uint64_t settles_usec; /* when an adopted pool has proved itself; 0: it has */
 	struct sched *sched;
 	struct channel *channel;
 	struct selftest selftest;
@@ -50,6 +54,11 @@ void model_set_state(struct model *m, Dsd__State state, const char *reason);
 /** model_take_place() - of the one it replaces, which is hidden from now on. */
 void model_take_place(struct model *m);
 uint64_t model_pool_bytes(const struct model *m);
+/** model_keep_pool() - adopt the pool that the store kept for this model, or make one and have it kept.
+ * Return: 0; -errno with a sentence. */
+int model_keep_pool(struct model *m, const struct pool_config *cfg, struct error *err);
+/** model_forget_pool() - it is not to be kept any more. */
+void model_forget_pool(struct model *m);
 void model_list_append(struct request **list, struct request *r);
 /** model_wake_all() - each of a list; more may be put onto it meanwhile, and wait for the next time. */
 void model_wake_all(struct request **list, void (*wake)(struct request *));

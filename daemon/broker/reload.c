@@ -8,6 +8,7 @@
 #include <sys/sysinfo.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "broker/model_impl.h"
@@ -29,6 +30,7 @@ void model_take_place(struct model *m)
 	s->models[i] = m;
 	s->models[k] = old;
 	old->leaving = true;
+	fault_at(FAULT_RELOAD_SWITCH);
 	if (old->sched && m->pool == old->pool)
 		sched_move_published(m->sched, old->sched);
 	m->drained = old->drained;
@@ -148,6 +150,7 @@ int model_add(struct server *s, const struct config_model *cfg, struct model *re
 
 int model_reload(struct model *m, bool drain, struct model **ret, struct error *err)
 {
+	fault_at(FAULT_RELOAD_BEGIN);
 	*ret = model_coming(m);
 	if (*ret)
 		return 0;
@@ -189,6 +192,7 @@ static void remove_model(struct server *s, uint32_t i)
 		}
 	}
 	model_free(m);
+	fault_at(FAULT_RELOAD_OLD_DONE);
 }
 
 void model_reap(struct server *s)

@@ -130,6 +130,7 @@ void server_tell_systemd(struct server *s)
 	if (!s->ready_told && server_state(s) != DSD__STATE__STATE_LOADING) {
 		s->ready_told = true;
 		ready = "READY=1\n";
+		store_drop_rest(&s->store);
 	}
 	sd_notifyf(0, "%sSTATUS=%s", ready, status);
 }
@@ -153,6 +154,7 @@ int server_init(struct server *s, struct io *io, const struct config *cfg, const
 		.wake_usec = UINT64_MAX,
 	};
 	io_random(io, s->key, sizeof(s->key));
+	store_init(&s->store);
 	limits[QUOTA_CONNECTIONS] = cfg->conn_max_per_uid;
 	limits[QUOTA_REQUESTS] = cfg->conn_requests_per_uid;
 	limits[QUOTA_BYTES] = cfg->conn_bytes_per_uid;
@@ -190,8 +192,10 @@ void server_done(struct server *s)
 		}
 		conn_reap(s);
 	}
+	s->stopping = true; /* what the store keeps is kept */
 	for (uint32_t i = 0; i < s->n_models; i++)
 		model_free(s->models[i]);
+	store_done(&s->store);
 	for (uint32_t i = 0; i < s->n_listeners; i++)
 		fd_close(s->listeners[i].fd);
 	fd_close(s->signal_fd);
@@ -360,6 +364,10 @@ static void on_event(struct server *s, const struct io_event *ev)
 		if ((m = find_worker(s, ev->tag)))
 			model_on_result(m);
 		break;
+	case TAG_POOL:
+		for (uint32_t k = 0; k < s->n_models; k++)
+			model_on_tag(s->models[k], (uint32_t)ev->tag);
+		break;
 	case TAG_SIGNAL:
 		on_signal(s);
 		break;
@@ -414,6 +422,12 @@ static bool server_may_stop(struct server *s)
 	for (uint32_t i = 0; i < s->conns.n_alloc; i++)
 		if (s->conns.items[i] && conn_has_output(s->conns.items[i]))
 			return false;
+	/* What was computed is to be of use to the next daemon. */
+	for (uint32_t i = 0; i < s->n_models; i++)
+		if (model_make_tags(s->models[i]))
+			return false;
+	for (uint32_t i = 0; i < s->n_models; i++)
+		model_settled(s->models[i]);
 	return true;
 }
 
@@ -421,6 +435,8 @@ int server_run(struct server *s, struct error *err)
 {
 	int r = watch_signals(s, err);
 
+	if (r == 0)
+		r = store_key(&s->store, s->key, err);
 	if (r < 0)
 		return r;
 	for (uint32_t i = 0; i < s->n_models; i++)

@@ -8,6 +8,7 @@
 #include "base/config.h"
 #include "base/hash.h"
 #include "broker/proto.h"
+#include "broker/store.h"
 
 struct conn;
 struct error;
@@ -29,6 +30,7 @@ enum tag_class {
 	TAG_WORKER_PID,
 	TAG_WORKER_CONTROL,
 	TAG_WORKER_RESULT,
+	TAG_POOL,
 	TAG_SIGNAL
 };
 
@@ -68,7 +70,8 @@ struct server {
 	struct io *io;
 	struct config cfg;
 	struct quota *quota;
-	uint8_t key[HASH_KEY_BYTES]; /* of this boot: domains and chains */
+	uint8_t key[HASH_KEY_BYTES]; /* of this boot: domains, chains and tags */
+	struct store store;
 	const char *worker_path;
 	bool fake_worker;
 	uint64_t started_usec;
@@ -90,13 +93,14 @@ struct server {
 	struct model *models[SERVER_MODELS_MAX];
 	uint32_t n_models;
 	uint32_t n_workers; /* ever started: names them in tags */
+	uint32_t n_pools;   /* ever made: the same */
 	int state_fd;       /* directory for what is kept; negative: none */
 	uint64_t stop_usec; /* stopping: who has not finished by then is told to come again */
 	bool stopping;
 	bool ready_told; /* READY=1 was sent */
 };
 
-/** server_init() - everything but the sockets; the key and the quota table are made here. */
+/** server_init() - everything but the sockets; a key that was kept comes with server_run(). */
 int server_init(struct server *s, struct io *io, const struct config *cfg, const char *worker_path,
 		bool fake_worker, struct error *err);
 void server_done(struct server *s);

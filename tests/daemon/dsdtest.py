@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real dsd on a private socket, and a plain protocol client: protobuf over AF_UNIX, nothing of
 libdsclient, so that the wire itself is what is tested."""
+import fcntl
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 BUILD = os.environ["DSD_BUILD"]  # the meson build directory
@@ -252,3 +254,89 @@ class Daemon:
                 self.process.kill()
                 self.process.wait()
             shutil.rmtree(self.dir, ignore_errors=True)
+
+
+class Managed(Daemon):
+    """dsd under a manager that does what systemd does for it: it owns the sockets, hears READY and STATUS,
+    and keeps descriptors over restarts. `kept` is the store: name to descriptor."""
+
+    def __init__(self, *options, **kw):
+        self.kept, self.status, self.n_ready, self.n_starts = {}, "", 0, 0
+        super().__init__(*options, **kw)
+
+    def _listen(self, path):
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        s.bind(path)
+        s.listen(128)
+        return s
+
+    def start(self, wait=True):
+        if self.n_starts == 0:
+            i = self.args.index("--socket")
+            del self.args[i:i + 2]
+            self.sockets = [("dsd", self._listen(self.socket)), ("dsd-admin", self._listen(self.admin))]
+            self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self.notify.bind(os.path.join(self.dir, "notify"))
+            self.lock = threading.Lock()
+            threading.Thread(target=self._listen_to_it, daemon=True).start()
+        self.n_starts += 1
+        with self.lock:
+            passed = [(name, s.fileno()) for name, s in self.sockets] + list(self.kept.items())
+            copies = [(name, os.dup(fd)) for name, fd in passed]
+        env = dict(self.env, LISTEN_FDS=str(len(copies)), LISTEN_FDNAMES=":".join(name for name, _ in copies),
+                   NOTIFY_SOCKET=os.path.join(self.dir, "notify"), DSD_BOOT_ID="0123456789abcdef" * 2)
+
+        def place():
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for _, fd in copies]
+            for i, fd in enumerate(high):
+                os.dup2(fd, 3 + i)
+            os.closerange(3 + len(high), 1000)
+
+        self.process = subprocess.Popen(["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh"] + self.args, env=env,
+                                        stderr=open(self.log, "ab"), stdin=subprocess.DEVNULL, close_fds=False,
+                                        preexec_fn=place)
+        for _, fd in copies:
+            os.close(fd)
+        if wait:
+            self.wait_ready()
+
+    def _listen_to_it(self):
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.notify, 4096, 4)
+            except OSError:
+                return
+            said = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
+            with self.lock:
+                name = said.get("FDNAME")
+                if "FDSTORE" in said:
+                    self._forget(name)
+                    self.kept[name] = fds.pop()
+                elif "FDSTOREREMOVE" in said:
+                    self._forget(name)
+                self.status = said.get("STATUS", self.status)
+                self.n_ready += said.get("READY") == "1"
+            for fd in fds:
+                os.close(fd)
+
+    def _forget(self, name):
+        if name in self.kept:
+            os.close(self.kept.pop(name))
+
+    def restart(self, kill=False):
+        """As `systemctl restart`, or as after a crash; the sockets stay."""
+        if kill:
+            self.process.kill()
+        else:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        self.start()
+
+    def __exit__(self, *args):
+        super().__exit__(*args)
+        self.notify.shutdown(socket.SHUT_RDWR)
+        self.notify.close()
+        for _, s in self.sockets:
+            s.close()
+        for name in list(self.kept):
+            self._forget(name)
