@@ -340,3 +340,62 @@ class Managed(Daemon):
             s.close()
         for name in list(self.kept):
             self._forget(name)
+
+
+class Supervised(Managed):
+    """A manager that starts dsd again whenever it has ended, as Restart= does. `faults` is what the next starts
+    are armed with (DSD_FAULT), each once; `kills` counts the ends by SIGKILL."""
+
+    def __init__(self, *options, **kw):
+        self.kills, self.faults, self.over = 0, [], False
+        super().__init__(*options, **kw)
+        self.supervisor = threading.Thread(target=self._supervise, daemon=True)
+        self.supervisor.start()
+
+    def _supervise(self):
+        while True:
+            code = self.process.wait()
+            if self.over:
+                return
+            self.kills += code == -signal.SIGKILL
+            self.env.pop("DSD_FAULT", None)
+            if self.faults:
+                self.env["DSD_FAULT"] = self.faults.pop(0)
+            self.start(wait=False)
+
+    def __exit__(self, *args):
+        self.over = True
+        self.process.send_signal(signal.SIGTERM)
+        self.supervisor.join()
+        super().__exit__(*args)
+
+
+def stubborn(d, text, give_up=60, **sampling):
+    """An answer's ids, by the protocol's documented fields, however often the daemon goes away meanwhile; the last
+    part's usage; how often it went."""
+    got, started, lost, end = [], None, 0, time.monotonic() + give_up
+    while True:
+        assert time.monotonic() < end, (len(got), lost, d.read_log()[-2000:])
+        c = None
+        try:
+            c = d.client(timeout=20)
+            resume = started and pb.Resume(generated_ids=got, seed=started.seed, model_digest=started.model_digest)
+            c.start(text, resume=resume, **sampling)
+            while True:
+                f = c.recv()
+                kind = f.WhichOneof("msg")
+                if kind == "started":
+                    started = started or f.started
+                elif kind == "delta":
+                    got += f.delta.ids
+                elif kind == "done":
+                    return got, f.done.usage, lost
+                else:
+                    assert kind == "error" and f.error.code == pb.CODE_RETRYABLE, f
+                    raise Closed()
+        except (Closed, ConnectionError, socket.timeout):
+            lost += 1
+            time.sleep(0.01)
+        finally:
+            if c:
+                c.close()
