@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the seed corpora of fuzz_image, fuzz_ini and fuzz_channel_result beside this file."""
+"""Writes the seed corpora of fuzz_image, fuzz_ini, fuzz_channel_result and fuzz_adopt beside this file."""
 import os
 import random
 import struct
@@ -68,6 +68,34 @@ def image():
     write('image', 'layers', b'\x01' + change(24, 2, 0, 3))
 
 
+def adopt():
+    """Lists of changes to a good pool; fuzz_adopt.c says how they are read."""
+    rng = random.Random(1)
+    mac, chains, data = 1, 2, 4
+    words = {  # of four bytes
+        'version': 2, 'header_bytes': 3, 'record_bytes': 4, 'page_tokens': 5, 'n_pages': 6, 'entry': 7, 'geometry': 8,
+        'attempts': 9, 'stride': 10, 'token_bytes': 12, 'adopted_usec': 14, 'boot_id': 16, 'model': 20, 'pad': 28}
+    fields = {
+        'magic': 0, 'generation': 2, 'state': 4, 'flags': 5, 'page': 6, 'geometry': 7, 'domain': 8, 'model': 12,
+        'parent': 16, 'chain': 20, 'first_pos': 24, 'n_tokens': 25, 'ids': 26, 'tag': 90, 'n_prompt': 94, 'pad': 95}
+    write('adopt', 'empty', b'')
+    write('adopt', 'good', b'\0')
+    for name, at in words.items():
+        write('adopt', 'header_' + name, bytes([mac]) + change(at, 2, 1, 1))
+    write('adopt', 'header_mac', b'\0' + change(1023, 2, 2, 1))
+    write('adopt', 'worn', bytes([mac]) + change(words['attempts'], 2, 0, 2))
+    for i, (name, at) in enumerate(fields.items()):
+        write('adopt', 'record_' + name, bytes([mac | chains]) + change(1024 + 128 * (i % 4) + at, 2, 1, 1))
+    write('adopt', 'generation_max', b'\0' + change(512 + 1, 3 | 8, 0, 0xffffffff))
+    write('adopt', 'id_past_vocabulary', bytes([chains]) + change(1024 + fields['ids'], 2, 0, 1000))
+    write('adopt', 'first_pos_past_all', bytes([chains]) + change(1024 + fields['first_pos'], 2, 0, 0xffffffc0))
+    write('adopt', 'content', b'\0' + b''.join(change(512 * p + 7, 3 | data, 2, 1) for p in range(6)))
+    write('adopt', 'raw_record', bytes([4, 0, 2]) + struct.pack('<Q', 0x3167707064736430) + rng.randbytes(504))
+    write('adopt', 'zeros', bytes([4, 0, 2]) + bytes(3072))
+    write('adopt', 'raw_header', bytes([4 | mac, 0, 0]) + b'dsdpool1' + bytes(4088))
+    write('adopt', 'raw_random', bytes([4, 0, 2]) + rng.randbytes(3072))
+
+
 def post(*flags):
     return bytes([0, len(flags) - 1, *flags])
 
@@ -128,3 +156,4 @@ if __name__ == '__main__':
     ini()
     image()
     channel_result()
+    adopt()
