@@ -98,7 +98,10 @@ void model_forget_pool(struct model *m)
 
 bool model_make_tags(struct model *m)
 {
-	if (!m->server->store.on || !m->pool)
+	const struct server *s = m->server;
+
+	/* Tags are for whoever adopts the pool, and for checks. */
+	if (!m->pool || (!s->store.on && s->cfg.pool_verify != POOL_VERIFY_ALWAYS))
 		return false;
 	pool_tag_next(m->pool, tag_make(TAG_POOL, 0, m->pool_number));
 	return pool_tag_busy(m->pool);

@@ -11,7 +11,7 @@ from dsdtest import Daemon  # noqa: E402
 @pytest.fixture(scope="module")
 def fake():
     """One daemon with the fake worker for a whole file of tests that leave it as they found it."""
-    with Daemon() as d:
+    with Daemon("--set", "pool.verify=always") as d:
         yield d
         assert d.alive(), d.read_log()
 
