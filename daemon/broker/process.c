@@ -106,9 +106,9 @@ int process_send(struct process *p, const struct control_msg *msg, const int *fd
 
 static bool wanted_file(const char *name)
 {
-	static const char *const names[] = {"config.json", "generation_config.json",
-					    "tokenizer.json", "tokenizer_config.json",
-					    "model.safetensors.index.json"};
+	static const char *const names[] = {
+		"config.json",           "generation_config.json",       "tokenizer.json",
+		"tokenizer_config.json", "model.safetensors.index.json", "SHA256SUMS"};
 	size_t n = strlen(name);
 
 	for (size_t i = 0; i < N_ELEMENTS(names); i++)

@@ -10,6 +10,7 @@
 #include "worker/engine.h"
 #include "worker/model/forward.h"
 #include "worker/sampler.h"
+#include "worker/load/sums.h"
 
 /* Rows of logits held at a time: 16 MB of a large vocabulary, and rows enough to fill the threads. */
 #define PICKS_MAX 32u
@@ -124,7 +125,8 @@ int infer_new(struct engine *ret, struct image_builder *image, const struct file
 
 	if (!f)
 		return -ENOMEM;
-	r = load_open(&l, files, o, err);
+	r = sums_check(files, progress, ctx, err);
+	r = r ?: load_open(&l, files, o, err);
 	r = r ?: load_image(l, image, err);
 	r = r ?: keep_vocabulary(f, image);
 	if (r < 0)

@@ -14,6 +14,7 @@ runs one matmul; several short documents share a row, kept apart by the attentio
 counts its positions from 0, as when it is served.
 """
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -330,6 +331,15 @@ def write_model(model, folder):
     os.replace(path + ".tmp", path)
 
 
+def write_sums(folder):
+    """SHA256SUMS of what the folder holds: dsd refuses a folder that is not as it says."""
+    names = sorted(n for n in os.listdir(folder) if n.endswith((".json", ".safetensors")))
+    with open(os.path.join(folder, "SHA256SUMS"), "w", encoding="ascii") as out:
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as f:
+                out.write("%s  %s\n" % (hashlib.sha256(f.read()).hexdigest(), name))
+
+
 def load_model(folder):
     """The written model, in f32."""
     from safetensors.torch import load_file
@@ -553,6 +563,7 @@ def main():
         with tempfile.TemporaryDirectory() as meet:
             args.meet = os.path.join(meet, "meet")
             torch.multiprocessing.spawn(train, (args,), args.procs)
+        write_sums(args.out)
     check(args.out)
 
 

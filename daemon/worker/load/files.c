@@ -56,17 +56,16 @@ int files_add(struct files *f, const char *name, int fd, struct error *err)
 	return 0;
 }
 
-static bool is_wanted(const char *name)
+bool file_is_wanted(const char *name, size_t n)
 {
-	static const char *const names[] = {"config.json", "generation_config.json",
-					    "tokenizer.json", "tokenizer_config.json",
-					    "model.safetensors.index.json"};
-	size_t n = strlen(name);
+	static const char *const names[] = {
+		"config.json",           "generation_config.json",       "tokenizer.json",
+		"tokenizer_config.json", "model.safetensors.index.json", "SHA256SUMS"};
 
 	for (size_t i = 0; i < N_ELEMENTS(names); i++)
-		if (strcmp(name, names[i]) == 0)
+		if (strlen(names[i]) == n && memcmp(name, names[i], n) == 0)
 			return true;
-	return n > 12 && strcmp(name + n - 12, ".safetensors") == 0;
+	return n > 12 && memcmp(name + n - 12, ".safetensors", 12) == 0;
 }
 
 static int open_directory(struct files *f, int dir_fd, struct error *err)
@@ -83,7 +82,7 @@ static int open_directory(struct files *f, int dir_fd, struct error *err)
 	while (r == 0 && (e = readdir(dir))) {
 		int fd;
 
-		if (!is_wanted(e->d_name))
+		if (!file_is_wanted(e->d_name, strlen(e->d_name)))
 			continue;
 		/* Not blocking: a FIFO of that name must not hold us up. */
 		fd = openat(dirfd(dir), e->d_name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);

@@ -2,6 +2,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The files of a model: names and read-only descriptors. The worker opens no path; who does is the
  * broker, or files_open() for `--inspect`. */
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,6 +32,8 @@ int files_add(struct files *f, const char *name, int fd, struct error *err);
 /** files_open() - what matters of a model directory, or one .safetensors file. */
 int files_open(struct files *f, const char *path, struct error *err);
 void files_done(struct files *f);
+/** file_is_wanted() - is a file of that name (of @n bytes) part of a model? */
+bool file_is_wanted(const char *name, size_t n);
 
 const struct file *files_find(const struct files *f, const char *name);
 
