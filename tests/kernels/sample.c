@@ -262,6 +262,22 @@ static void sample_min_p_is_relative_to_the_best(void **state)
 	assert_int_equal(possible(logits, 4, &how), 0xf);
 }
 
+/* Probabilities 0.5, 0.25, 0.125, 0.125. Min_p leaves the first two, of which 0.5 is 2/3; of all four it
+ * would be less than top_p, and both would stay. */
+static void sample_min_p_goes_before_top_p(void **state)
+{
+	const float logits[] = {0, logf(2), 2 * logf(2), 0};
+	struct k_sample how = plain;
+
+	(void)state;
+	how.top_p = 0.6f;
+	assert_int_equal(possible(logits, 4, &how), 0x6);
+	how.min_p = 0.4f;
+	assert_int_equal(possible(logits, 4, &how), 0x4);
+	how.top_p = 0.7f;
+	assert_int_equal(possible(logits, 4, &how), 0x6);
+}
+
 /* Thresholds found by radix selection against a sort, over a vocabulary with many equal logits. */
 static int descending(const void *a, const void *b)
 {
@@ -409,6 +425,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(sample_top_k_keeps_all_that_equal_the_last),
 		cmocka_unit_test(sample_top_p_keeps_the_id_that_crosses),
 		cmocka_unit_test(sample_min_p_is_relative_to_the_best),
+		cmocka_unit_test(sample_min_p_goes_before_top_p),
 		cmocka_unit_test(sample_filters_agree_with_a_sort),
 		cmocka_unit_test(sample_never_draws_banned_or_invalid_ids),
 		cmocka_unit_test(sample_answers_edom_for_rows_that_are_no_numbers),

@@ -298,6 +298,61 @@ static void youngest_is_preempted_and_gives_the_same_tokens(void **state)
 	rig_free(r);
 }
 
+/* Whoever came first within one priority. */
+static void urgent_sequences_are_admitted_first(void **state)
+{
+	const struct rig_config one = {
+		.n_pages = 8, .n_slots = 1, .step_tokens = 64, .max_tokens = 256, .queue_max = 8};
+	static const enum seq_priority priorities[] = {SEQ_BATCH, SEQ_NORMAL, SEQ_INTERACTIVE,
+						       SEQ_NORMAL};
+	static const uint32_t order[] = {2, 1, 3, 0};
+	struct rig *r = rig_new(&one);
+	struct rig_seq q[4];
+
+	(void)state;
+	for (uint32_t i = 0; i < 4; i++) {
+		r->priority = priorities[i];
+		assert_int_equal(rig_submit(r, &q[i], 1, i, 5, 5), 0);
+	}
+	sched_run(r->sched);
+	for (uint32_t i = 0; i < 4; i++) {
+		while (!q[order[i]].ended)
+			assert_true(rig_step(r));
+		for (uint32_t k = i + 1; k < 4; k++)
+			assert_int_equal(q[order[k]].n_out, 0);
+	}
+	rig_free(r);
+}
+
+/* The batch job is the older one, and gives way all the same. */
+static void least_urgent_is_preempted_however_old(void **state)
+{
+	const struct rig_config tight = {
+		.n_pages = 6, .n_slots = 4, .step_tokens = 64, .max_tokens = 256, .queue_max = 8};
+	struct rig *r = rig_new(&tight);
+	struct rig_seq batch, q[2];
+
+	(void)state;
+	r->priority = SEQ_BATCH;
+	assert_int_equal(rig_submit(r, &batch, 1, 1, 60, 180), 0);
+	sched_run(r->sched);
+	assert_true(rig_step(r));
+	r->priority = SEQ_INTERACTIVE;
+	for (uint32_t i = 0; i < 2; i++)
+		assert_int_equal(rig_submit(r, &q[i], 1, 2 + i, 60, 100), 0);
+	while (!q[0].ended || !q[1].ended) {
+		assert_true(rig_step(r));
+		for (uint32_t i = 0; i < 2; i++)
+			assert_true(q[i].ended || seq_state(q[i].seq) != SEQ_PREEMPTED);
+	}
+	assert_true(stats(r).preemptions > 0);
+	assert_false(batch.ended);
+	rig_run(r);
+	assert_true(batch.ended);
+	rig_expect(&batch);
+	rig_free(r);
+}
+
 static void paused_sequence_takes_no_part_and_resumes(void **state)
 {
 	struct rig *r = rig_new(&roomy);
@@ -726,6 +781,8 @@ int main(void)
 		cmocka_unit_test(callback_may_cancel_its_own_and_other_running_sequences),
 		cmocka_unit_test(callback_may_submit),
 		cmocka_unit_test(youngest_is_preempted_and_gives_the_same_tokens),
+		cmocka_unit_test(urgent_sequences_are_admitted_first),
+		cmocka_unit_test(least_urgent_is_preempted_however_old),
 		cmocka_unit_test(paused_sequence_takes_no_part_and_resumes),
 		cmocka_unit_test(full_queue_refuses),
 		cmocka_unit_test(what_can_never_fit_is_refused),

@@ -317,6 +317,7 @@ int rig_submit(struct rig *r, struct rig_seq *q, uid_t uid, uint32_t seed, uint3
 		.prompt_logprobs = max_tokens == 0,
 		.eos = eos,
 		.n_eos = 1,
+		.priority = r->priority,
 	};
 	struct error err = {};
 	int ret;

@@ -34,9 +34,10 @@ struct rig {
 	struct channel_row step[CHANNEL_ROWS_MAX];
 	uint32_t n_before[CHANNEL_SLOTS_MAX]; /* rows of each slot in it */
 	uint32_t last_sample[CHANNEL_SLOTS_MAX];
-	uint32_t status;     /* of the next answers */
-	bool no_token_row;   /* the next answer's first row has no token */
-	uint32_t eos_one_in; /* 0: never */
+	uint32_t status;            /* of the next answers */
+	bool no_token_row;          /* the next answer's first row has no token */
+	uint32_t eos_one_in;        /* 0: never */
+	enum seq_priority priority; /* of what is submitted next */
 };
 
 struct rig_config {
