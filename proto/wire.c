@@ -392,19 +392,92 @@ int wire_check(const ProtobufCMessage *message, char text[WIRE_TEXT_MAX])
 
 /* ---------------------------------------------------------------- pack */
 
-int wire_pack_frame(const ProtobufCMessage *message, uint8_t **ret, size_t *ret_n)
+int wire_frame_bytes(const ProtobufCMessage *message, size_t *ret)
 {
 	size_t n = protobuf_c_message_get_packed_size(message);
-	uint8_t *frame;
 
 	if (n > WIRE_FRAME_MAX)
 		return -EMSGSIZE;
-	frame = malloc(WIRE_HEADER_BYTES + n);
+	*ret = WIRE_HEADER_BYTES + n;
+	return 0;
+}
+
+void wire_put_frame(const ProtobufCMessage *message, size_t n, uint8_t *ret)
+{
+	wire_put_length(ret, (uint32_t)(n - WIRE_HEADER_BYTES));
+	protobuf_c_message_pack(message, ret + WIRE_HEADER_BYTES);
+}
+
+static size_t varint_bytes(uint64_t v)
+{
+	return (70 - (size_t)__builtin_clzll(v | 1)) / 7;
+}
+
+static uint8_t *put_varint(uint8_t *p, uint64_t v)
+{
+	for (; v >= 0x80; v >>= 7)
+		*p++ = (uint8_t)(v | 0x80);
+	*p++ = (uint8_t)v;
+	return p;
+}
+
+/* Tags of one byte: field number and wire type. */
+#define TAG(field, type) ((field) << 3 | (type))
+enum { VARINT = 0, BYTES = 2 };
+
+static size_t token_delta_bytes(const struct wire_token *t)
+{
+	size_t n = 2 + varint_bytes(t->token);
+
+	n += t->choice ? 1 + varint_bytes(t->choice) : 0;
+	return n + (t->n_text ? 1 + varint_bytes(t->n_text) + t->n_text : 0);
+}
+
+size_t wire_token_bytes(const struct wire_token *t)
+{
+	size_t n = token_delta_bytes(t);
+
+	return WIRE_HEADER_BYTES + 2 + varint_bytes(t->id) + varint_bytes(n) + n;
+}
+
+void wire_put_token(const struct wire_token *t, uint8_t *ret)
+{
+	size_t n = token_delta_bytes(t);
+	uint8_t *p = ret + WIRE_HEADER_BYTES;
+
+	*p++ = TAG(1, VARINT); /* ServerFrame.id */
+	p = put_varint(p, t->id);
+	*p++ = TAG(4, BYTES); /* ServerFrame.delta */
+	p = put_varint(p, n);
+	if (t->choice) {
+		*p++ = TAG(1, VARINT); /* Delta.choice */
+		p = put_varint(p, t->choice);
+	}
+	*p++ = TAG(2, BYTES); /* Delta.ids */
+	*p++ = (uint8_t)varint_bytes(t->token);
+	p = put_varint(p, t->token);
+	if (t->n_text) {
+		*p++ = TAG(3, BYTES); /* Delta.text */
+		p = put_varint(p, t->n_text);
+		memcpy(p, t->text, t->n_text);
+		p += t->n_text;
+	}
+	wire_put_length(ret, (uint32_t)(p - ret - WIRE_HEADER_BYTES));
+}
+
+int wire_pack_frame(const ProtobufCMessage *message, uint8_t **ret, size_t *ret_n)
+{
+	size_t n;
+	int r = wire_frame_bytes(message, &n);
+	uint8_t *frame;
+
+	if (r < 0)
+		return r;
+	frame = malloc(n);
 	if (!frame)
 		return -ENOMEM;
-	wire_put_length(frame, (uint32_t)n);
-	protobuf_c_message_pack(message, frame + WIRE_HEADER_BYTES);
+	wire_put_frame(message, n, frame);
 	*ret = frame;
-	*ret_n = WIRE_HEADER_BYTES + n;
+	*ret_n = n;
 	return 0;
 }

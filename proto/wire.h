@@ -87,6 +87,24 @@ void wire_unpack_text(const struct wire_arena *arena, size_t n, char text[WIRE_T
  */
 int wire_check(const ProtobufCMessage *message, char text[WIRE_TEXT_MAX]);
 
+/** wire_frame_bytes() - of header and message. Return: 0; -EMSGSIZE: more than WIRE_FRAME_MAX. */
+int wire_frame_bytes(const ProtobufCMessage *message, size_t *ret);
+/** wire_put_frame() - header and message into @n bytes, which wire_frame_bytes() counted. */
+void wire_put_frame(const ProtobufCMessage *message, size_t n, uint8_t *ret);
+/* The one frame that comes for every token: ServerFrame { id, delta { choice, ids = [token], text } },
+ * packed without a walk over descriptors, into the same bytes. */
+struct wire_token {
+	uint64_t id;
+	uint32_t choice; /* absent where it is 0 */
+	uint32_t token;
+	const void *text; /* absent where @n_text is 0 */
+	size_t n_text;
+};
+/** wire_token_bytes() - of header and message. */
+size_t wire_token_bytes(const struct wire_token *t);
+/** wire_put_token() - header and message into wire_token_bytes() bytes. */
+void wire_put_token(const struct wire_token *t, uint8_t *ret);
+
 /**
  * wire_pack_frame() - header and message, ready to send
  * @message: &frame->base of a ClientFrame or ServerFrame

@@ -29,14 +29,14 @@ static void conn_free(struct conn *c)
 	table_remove(&c->server->conns, c->index);
 	io_close(c->server->io, c->fd);
 	free(c->body);
-	free(c->sending);
-	free(c->queued);
+	free(c->sending.data);
+	free(c->queued.data);
 	free(c);
 }
 
 static void conn_maybe_free(struct conn *c)
 {
-	if (c->dead && !c->doomed && !c->receiving && !c->send_busy)
+	if (c->dead && !c->doomed && !c->dirty && !c->receiving && !c->send_busy)
 		conn_free(c);
 }
 
@@ -160,23 +160,25 @@ static void conn_flush(struct conn *c)
 {
 	if (c->send_busy || c->dead || c->doomed)
 		return;
-	if (c->sending_at == c->sending_bytes) {
-		uint8_t *done = c->sending;
+	if (c->sending_at == c->sending.n) {
+		struct conn_buffer empty = c->sending;
 
-		if (c->queued_bytes == 0) {
+		if (c->queued.n == 0) {
 			if (c->closing)
 				conn_doom(c);
 			return;
 		}
-		free(done);
+		if (empty.n_alloc > CONN_BUFFER_KEPT) {
+			free(empty.data);
+			empty = (struct conn_buffer){};
+		}
+		empty.n = 0;
 		c->sending = c->queued;
-		c->sending_bytes = c->queued_bytes;
 		c->sending_at = 0;
-		c->queued = NULL;
-		c->queued_bytes = c->queued_alloc = 0;
+		c->queued = empty;
 	}
-	if (io_send(c->server->io, c->fd, c->sending + c->sending_at,
-		    c->sending_bytes - c->sending_at,
+	if (io_send(c->server->io, c->fd, c->sending.data + c->sending_at,
+		    c->sending.n - c->sending_at,
 		    tag_make(TAG_CONN_SEND, c->index, c->generation)) < 0) {
 		conn_doom(c);
 		return;
@@ -184,9 +186,36 @@ static void conn_flush(struct conn *c)
 	c->send_busy = true;
 }
 
+static void conn_flush_later(struct conn *c)
+{
+	if (c->dirty)
+		return;
+	c->dirty = true;
+	c->next_dirty = c->server->dirty;
+	c->server->dirty = c;
+}
+
+void conn_flush_all(struct server *s)
+{
+	struct conn *c;
+
+	/* Who is given up here may set others free to say something. */
+	while (s->dirty || s->doomed) {
+		while ((c = s->dirty)) {
+			s->dirty = c->next_dirty;
+			c->dirty = false;
+			if (c->dead)
+				conn_maybe_free(c);
+			else
+				conn_flush(c);
+		}
+		conn_reap(s);
+	}
+}
+
 static size_t conn_backlog(const struct conn *c)
 {
-	return c->queued_bytes + c->sending_bytes - c->sending_at;
+	return c->queued.n + c->sending.n - c->sending_at;
 }
 
 void conn_on_send(struct conn *c, const struct io_event *ev)
@@ -209,7 +238,7 @@ void conn_on_send(struct conn *c, const struct io_event *ev)
 		c->congested = false;
 		request_pause_all(c, false);
 	}
-	conn_flush(c);
+	conn_flush_later(c);
 }
 
 static uint64_t stall_usec(const struct conn *c)
@@ -219,48 +248,79 @@ static uint64_t stall_usec(const struct conn *c)
 
 bool conn_has_output(const struct conn *c)
 {
-	return !c->dead && (c->send_busy || c->queued_bytes);
+	return !c->dead && (c->send_busy || c->queued.n);
 }
 
-void conn_send(struct conn *c, const Dsd__ServerFrame *frame)
+static int buffer_reserve(struct conn_buffer *b, size_t n)
 {
-	_cleanup_(freep) uint8_t *data = NULL;
-	size_t n;
-	int r;
+	size_t want = MAX(b->n + n, 2 * b->n_alloc);
+	uint8_t *p;
 
-	if (c->dead || c->doomed)
-		return;
-	r = wire_pack_frame(&frame->base, &data, &n);
-	if (r < 0) {
-		log_warning("packing a frame of kind %d: %s", (int)frame->msg_case, strerror(-r));
-		conn_doom(c);
-		return;
-	}
+	if (b->n + n <= b->n_alloc)
+		return 0;
+	p = realloc(b->data, want);
+	if (!p)
+		return -ENOMEM;
+	b->data = p;
+	b->n_alloc = want;
+	return 0;
+}
+
+/* Room for a frame of @n bytes, which queue_frame() then takes; NULL: the connection ends. */
+static uint8_t *frame_room(struct conn *c, size_t n)
+{
 	if (conn_backlog(c) + n > CONN_QUEUE_HARD) {
 		log_notice("pid %d reads nothing: %zu bytes wait for it", c->pid, conn_backlog(c));
 		conn_doom(c);
-		return;
+		return NULL;
 	}
-	if (c->queued_bytes + n > c->queued_alloc) {
-		size_t want = MAX(c->queued_bytes + n, 2 * c->queued_alloc);
-		uint8_t *p = realloc(c->queued, want);
+	if (buffer_reserve(&c->queued, n) < 0) {
+		conn_doom(c);
+		return NULL;
+	}
+	return c->queued.data + c->queued.n;
+}
 
-		if (!p) {
-			conn_doom(c);
-			return;
-		}
-		c->queued = p;
-		c->queued_alloc = want;
-	}
-	memcpy(c->queued + c->queued_bytes, data, n);
-	c->queued_bytes += n;
+static void queue_frame(struct conn *c, size_t n)
+{
+	c->queued.n += n;
 	if (!c->congested && conn_backlog(c) > CONN_QUEUE_SOFT) {
 		c->congested = true;
 		c->stalled_usec = io_now_usec(c->server->io);
 		server_wake_at(c->server, c->stalled_usec + stall_usec(c));
 		request_pause_all(c, true);
 	}
-	conn_flush(c);
+	conn_flush_later(c);
+}
+
+void conn_send(struct conn *c, const Dsd__ServerFrame *frame)
+{
+	uint8_t *room;
+	size_t n;
+
+	if (c->dead || c->doomed)
+		return;
+	if (wire_frame_bytes(&frame->base, &n) < 0) {
+		log_warning("a frame of kind %d is too large", (int)frame->msg_case);
+		conn_doom(c);
+		return;
+	}
+	room = frame_room(c, n);
+	if (!room)
+		return;
+	wire_put_frame(&frame->base, n, room);
+	queue_frame(c, n);
+}
+
+void conn_send_token(struct conn *c, const struct wire_token *token)
+{
+	size_t n = wire_token_bytes(token);
+	uint8_t *room = c->dead || c->doomed ? NULL : frame_room(c, n);
+
+	if (!room)
+		return;
+	wire_put_token(token, room);
+	queue_frame(c, n);
 }
 
 void conn_send_error(struct conn *c, uint64_t id, Dsd__Code code, const char *text,

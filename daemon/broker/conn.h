@@ -12,11 +12,12 @@ struct io_event;
 struct request;
 struct server;
 
-#define CONN_QUEUE_SOFT (256u << 10) /* above it the connection's sequences pause */
-#define CONN_QUEUE_HARD (16u << 20)  /* above it the connection ends: replies nobody reads */
-#define CONN_REQUESTS   1024u        /* in flight on one connection */
-#define CONN_HELLO_USEC 2000000u     /* from accept to Hello */
-#define CONN_FRAME_USEC 5000000u     /* from a frame's first byte to its last */
+#define CONN_QUEUE_SOFT  (256u << 10) /* above it the connection's sequences pause */
+#define CONN_QUEUE_HARD  (16u << 20)  /* above it the connection ends: replies nobody reads */
+#define CONN_BUFFER_KEPT 4096u        /* a larger one is freed when it is empty */
+#define CONN_REQUESTS    1024u        /* in flight on one connection */
+#define CONN_HELLO_USEC  2000000u     /* from accept to Hello */
+#define CONN_FRAME_USEC  5000000u     /* from a frame's first byte to its last */
 
 struct conn {
 	struct server *server;
@@ -40,11 +41,15 @@ struct conn {
 	uint8_t *body;
 	uint32_t body_bytes, n_body;
 
-	/* Output: one buffer is with the kernel, the other fills. */
-	uint8_t *sending, *queued;
-	size_t sending_bytes, sending_at, queued_bytes, queued_alloc;
+	/* Output: one buffer is with the kernel, the other fills; then they change places. */
+	struct conn_buffer {
+		uint8_t *data;
+		size_t n, n_alloc;
+	} sending, queued;
+	size_t sending_at;
+	bool dirty; /* conn_flush() is due when the events at hand are dealt with */
 
-	struct conn *next_doomed;
+	struct conn *next_dirty, *next_doomed;
 	struct request *requests; /* list */
 	uint32_t n_requests;
 };
@@ -59,11 +64,16 @@ uint64_t conn_on_tick(struct conn *c, uint64_t now);
 bool conn_has_output(const struct conn *c);
 /** conn_send() - queue a frame. A frame that does not fit ends the connection. */
 void conn_send(struct conn *c, const Dsd__ServerFrame *frame);
+/** conn_send_token() - queue the frame of a token. */
+void conn_send_token(struct conn *c, const struct wire_token *token);
 /** conn_send_error() - an Error frame for request @id; 0: for the connection. */
 void conn_send_error(struct conn *c, uint64_t id, Dsd__Code code, const char *text,
 		     uint32_t retry_after_ms);
 /** conn_fail() - tell the peer why and end the connection once that is sent. */
 void conn_fail(struct conn *c, Dsd__Code code, const char *text);
+/** conn_flush_all() - hand to the kernel what was queued; the loop calls it before it waits, so that what
+ * one step says to a connection goes out as one piece. */
+void conn_flush_all(struct server *s);
 /** conn_reap() - end the connections that handlers gave up; the loop calls it between events. */
 void conn_reap(struct server *s);
 /** conn_kill() - end the connection now; its requests are cancelled. May free @c: use it no more. */

@@ -159,13 +159,13 @@ static void choice_over(struct choice *c)
 /* One sampled token into a choice's text. Return: index of a stop string that matched, or -1, -ENOMEM. */
 static int choice_take(struct choice *c, uint32_t id, struct text_buf *ret_text)
 {
-	struct text_buf piece = {};
+	struct text_buf *piece = &c->request->server->piece;
 	int matched = -1, r;
 
-	r = decoder_push(&c->decoder, c->request->vocab, id, true, &piece, NULL);
+	piece->n = 0;
+	r = decoder_push(&c->decoder, c->request->vocab, id, true, piece, NULL);
 	if (r == 0)
-		r = stop_push(c->stop, piece.data, piece.n, ret_text, &matched);
-	text_buf_done(&piece);
+		r = stop_push(c->stop, piece->data, piece->n, ret_text, &matched);
 	return r < 0 ? -ENOMEM : matched;
 }
 
@@ -173,9 +173,10 @@ static void on_token(void *ctx, const struct channel_result_row *row)
 {
 	struct choice *c = ctx;
 	struct request *r = c->request;
-	struct text_buf text = {};
+	struct text_buf *text = &r->server->text;
 	int matched;
 
+	text->n = 0;
 	c->n_tokens++;
 	if (!r->first_token_usec) {
 		r->first_token_usec = io_now_usec(r->server->io);
@@ -184,21 +185,25 @@ static void on_token(void *ctx, const struct channel_result_row *row)
 	}
 	if (image_is_eos(model_image(r->model), row->token) && !r->params.ignore_eos)
 		return; /* the end says the rest */
-	matched = choice_take(c, row->token, &text);
+	matched = choice_take(c, row->token, text);
 	if (matched == -ENOMEM) {
-		text_buf_done(&text);
 		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED, "the daemon is out of memory",
 			     1000);
 		return;
 	}
 	if (matched >= 0) {
 		seq_cancel(c->seq);
-		send_delta(c, row, true, &text, DSD__FINISH__FINISH_STOP);
+		send_delta(c, row, true, text, DSD__FINISH__FINISH_STOP);
 		choice_over(c);
+	} else if (r->want_logprobs) {
+		send_delta(c, row, true, text, 0);
 	} else {
-		send_delta(c, row, true, &text, 0);
+		conn_send_token(r->conn, &(struct wire_token){.id = r->id,
+							      .choice = c->index,
+							      .token = row->token,
+							      .text = text->data,
+							      .n_text = text->n});
 	}
-	text_buf_done(&text);
 }
 
 static void on_end(void *ctx, enum seq_end why)

@@ -190,7 +190,7 @@ void server_done(struct server *s)
 				 (item = table_get(&s->requests, ev[i].tag)))
 				request_on_encoded(item);
 		}
-		conn_reap(s);
+		conn_flush_all(s);
 	}
 	s->stopping = true; /* what the store keeps is kept */
 	for (uint32_t i = 0; i < s->n_models; i++)
@@ -203,6 +203,8 @@ void server_done(struct server *s)
 	quota_free(s->quota);
 	table_done(&s->conns);
 	table_done(&s->requests);
+	text_buf_done(&s->piece);
+	text_buf_done(&s->text);
 	explicit_bzero(s->key, sizeof(s->key));
 }
 
@@ -460,6 +462,7 @@ int server_run(struct server *s, struct error *err)
 			conn_reap(s);
 			model_reap(s);
 		}
+		conn_flush_all(s);
 	}
 	return 0;
 }

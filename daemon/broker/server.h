@@ -9,6 +9,7 @@
 #include "base/hash.h"
 #include "broker/proto.h"
 #include "broker/store.h"
+#include "text/decode.h"
 
 struct conn;
 struct error;
@@ -86,9 +87,10 @@ struct server {
 	uint32_t n_own_sockets; /* made by us: their files are ours to remove */
 	int signal_fd;
 	struct table conns, requests;
-	struct conn *doomed;
-	uint64_t wake_usec;  /* earliest deadline of anything; UINT64_MAX: none */
-	uint64_t n_requests; /* numbers for the log */
+	struct conn *doomed, *dirty;
+	struct text_buf piece, text; /* of the token at hand: a step allocates nothing */
+	uint64_t wake_usec;          /* earliest deadline of anything; UINT64_MAX: none */
+	uint64_t n_requests;         /* numbers for the log */
 
 	struct model *models[SERVER_MODELS_MAX];
 	uint32_t n_models;

@@ -52,9 +52,9 @@ static void check_users(struct sim *s)
 		if (!c)
 			continue;
 		n_requests += c->n_requests;
-		if (c->queued_bytes + c->sending_bytes - c->sending_at > CONN_QUEUE_HARD)
+		if (c->queued.n + c->sending.n - c->sending_at > CONN_QUEUE_HARD)
 			sim_broken(s, "%zu bytes wait for one connection",
-				   c->queued_bytes + c->sending_bytes - c->sending_at);
+				   c->queued.n + c->sending.n - c->sending_at);
 		if (c->n_requests > CONN_REQUESTS)
 			sim_broken(s, "%u requests of one connection", c->n_requests);
 	}

@@ -364,6 +364,49 @@ static void frame_comes_back_as_it_was_packed(void **state)
 	free(bytes);
 }
 
+/* Byte by byte what protobuf-c makes of the same message. */
+static void token_frame_is_the_one_that_protobuf_c_packs(void **state)
+{
+	static const uint64_t numbers[] = {
+		0, 1, 127, 128, 16383, 16384, 100000, 1048575, UINT32_MAX, 1ull << 35, UINT64_MAX};
+	static const size_t lengths[] = {0, 1, 3, 100, 127, 128, 5000, 16384};
+	static uint8_t text[16384], got[20000];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(text); i++)
+		text[i] = (uint8_t)(i * 7);
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+		for (size_t k = 0;
+		     k < sizeof(numbers) / sizeof(numbers[0]) && numbers[k] <= UINT32_MAX; k++)
+			for (size_t l = 0; l < sizeof(lengths) / sizeof(lengths[0]); l++) {
+				Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
+				Dsd__Delta delta = DSD__DELTA__INIT;
+				uint32_t id = (uint32_t)numbers[k], choice = (uint32_t)(l * k);
+				struct wire_token t = {.id = numbers[i],
+						       .choice = choice,
+						       .token = id,
+						       .text = text,
+						       .n_text = lengths[l]};
+				uint8_t *want;
+				size_t n;
+
+				frame.id = numbers[i];
+				frame.msg_case = DSD__SERVER_FRAME__MSG_DELTA;
+				frame.delta = &delta;
+				delta.has_choice = choice > 0;
+				delta.choice = choice;
+				delta.n_ids = 1;
+				delta.ids = &id;
+				delta.has_text = lengths[l] > 0;
+				delta.text = (ProtobufCBinaryData){lengths[l], text};
+				assert_int_equal(wire_pack_frame(&frame.base, &want, &n), 0);
+				assert_int_equal(wire_token_bytes(&t), n);
+				wire_put_token(&t, got);
+				assert_memory_equal(got, want, n);
+				free(want);
+			}
+}
+
 static void pack_refuses_a_frame_past_the_limit(void **state)
 {
 	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
@@ -512,6 +555,7 @@ int main(void)
 		cmocka_unit_test(check_refuses_strings_that_are_not_utf8),
 		cmocka_unit_test(frame_length_is_little_endian),
 		cmocka_unit_test(frame_comes_back_as_it_was_packed),
+		cmocka_unit_test(token_frame_is_the_one_that_protobuf_c_packs),
 		cmocka_unit_test(pack_refuses_a_frame_past_the_limit),
 		cmocka_unit_test(unpack_says_what_is_wrong),
 		cmocka_unit_test(arena_bounds_a_crowd_of_tiny_elements),
