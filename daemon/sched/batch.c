@@ -38,13 +38,14 @@ static int reserve_or_preempt(struct sched *s, struct seq *q, uint32_t n)
 	}
 }
 
+/* Those before the first row to be posted have stood there since the slot was written, or since a step
+ * before; a queued step may be reading them. */
 static void write_pages(struct seq *q)
 {
 	struct channel_slot *shared = channel_peek_slot(q->sched->channel, q->slot);
 	uint32_t *table = channel_slot_pages(shared);
 
-	/* What a queued step reads stands there already and is written again as it is. */
-	for (uint32_t i = 0; i < q->n_pages; i++)
+	for (uint32_t i = q->n_posted / PAGE_TOKENS; i < q->n_pages; i++)
 		__atomic_store_n(&table[i], q->pages[i], __ATOMIC_RELAXED);
 	__atomic_store_n(&shared->n_pages, q->n_pages, __ATOMIC_RELEASE);
 }

@@ -318,7 +318,9 @@ static void write_slot(struct seq *q, uint32_t slot)
 	memcpy(shared->shared_domain, q->shared_domain, sizeof(shared->shared_domain));
 	shared->n_shared = q->n_shared;
 	shared->n_ids = q->n_ids;
-	shared->n_pages = 0;
+	shared->n_pages = q->n_pages;
+	if (q->n_pages)
+		memcpy(channel_slot_pages(shared), q->pages, q->n_pages * sizeof(*q->pages));
 	memcpy(channel_slot_ids(shared, channel_get_shape(s->channel)), q->ids,
 	       q->n_ids * sizeof(*q->ids));
 	channel_end_slot(s->channel, slot);
