@@ -60,6 +60,14 @@ enum dsc_role { DSC_ROLE_SYSTEM = 1, DSC_ROLE_USER = 2, DSC_ROLE_ASSISTANT = 3 }
 enum dsc_priority { DSC_PRIORITY_INTERACTIVE = 1, DSC_PRIORITY_NORMAL = 2, DSC_PRIORITY_BATCH = 3 };
 /* An end token, a stop string (not part of the text), or max_tokens or the end of the context. */
 enum dsc_finish { DSC_FINISH_EOS = 1, DSC_FINISH_STOP = 2, DSC_FINISH_LENGTH = 3 };
+/* What the daemon does for a request; PAUSED: nobody reads what it says. */
+enum dsc_activity {
+	DSC_ACTIVITY_ENCODING = 1,
+	DSC_ACTIVITY_WAITING = 2,
+	DSC_ACTIVITY_PREFILL = 3,
+	DSC_ACTIVITY_DECODE = 4,
+	DSC_ACTIVITY_PAUSED = 5
+};
 enum dsc_prompt { DSC_PROMPT_TEXT = 0, DSC_PROMPT_CHAT = 1, DSC_PROMPT_IDS = 2 };
 
 /* ---------------------------------------------------------------- requests */
@@ -220,6 +228,18 @@ struct dsc_stats_reply {
 	size_t n_models;
 };
 
+/* A request under way, whoever's it is. */
+struct dsc_request_info {
+	uint64_t request; /* the daemon's number: DSC_EVENT_STARTED's, and dsc_cancel_request()'s */
+	uint32_t uid, pid;
+	const char *model;
+	enum dsc_activity activity;
+	enum dsc_priority priority; /* 0: not told */
+	uint32_t prompt_tokens, cached_tokens, completion_tokens;
+	uint32_t pages;
+	uint64_t age_usec;
+};
+
 enum dsc_event_type {
 	DSC_EVENT_STARTED = 1,  /* generate: first */
 	DSC_EVENT_TEXT = 2,     /* a piece of one choice, or of a detokenized text */
@@ -227,8 +247,9 @@ enum dsc_event_type {
 	DSC_EVENT_TOKENS = 4,   /* tokenize: ids; score: tokens */
 	DSC_EVENT_MODELS = 5,
 	DSC_EVENT_STATS = 6,
-	DSC_EVENT_DONE = 7,  /* the last event of a request that did what was asked */
-	DSC_EVENT_ERROR = 8, /* the last event of any other */
+	DSC_EVENT_DONE = 7,     /* the last event of a request that did what was asked */
+	DSC_EVENT_ERROR = 8,    /* the last event of any other */
+	DSC_EVENT_REQUESTS = 9, /* list: once or more, each with some of them */
 };
 
 /* Made by the library, which may append members in later versions. */
@@ -270,6 +291,13 @@ struct dsc_event {
 
 	/* STATS */
 	const struct dsc_stats_reply *stats;
+
+	/* REQUESTS */
+	const struct dsc_request_info *const *requests;
+	size_t n_requests;
+
+	/* DONE of publish: tokens published; of unpublish: 1; of evict: pages forgotten */
+	uint64_t count;
 };
 
 /* ---------------------------------------------------------------- connection */
@@ -347,6 +375,31 @@ int dsc_detokenize(struct dsc *c, const struct dsc_request *request, struct dsc_
 int dsc_models(struct dsc *c, struct dsc_stream **ret);
 /** dsc_stats() - STATS. */
 int dsc_stats(struct dsc *c, struct dsc_stream **ret);
+/** dsc_list() - REQUESTS under way: the caller's own, on the administrative socket everybody's. */
+int dsc_list(struct dsc *c, struct dsc_stream **ret);
+/**
+ * dsc_cancel_request() - end a request by the daemon's number, whichever connection it is on
+ *
+ * The caller's own; on the administrative socket anybody's. That request ends with DSC_CODE_CANCELLED;
+ * this one with DONE, or with DSC_CODE_NOT_FOUND where there is none of that number to see.
+ */
+int dsc_cancel_request(struct dsc *c, uint64_t request, struct dsc_stream **ret);
+
+/* What follows is answered on the administrative socket alone. */
+
+/**
+ * dsc_publish() - compute a prefix once, and let every user's prompt that begins with it find it
+ * @name:    1 to 63 bytes; what was published under it before is replaced
+ * @request: model, and text, chat (without what begins the answer) or ids; at least a page of 64 tokens
+ *
+ * DONE comes when it is computed; its count says how many tokens it has.
+ */
+int dsc_publish(struct dsc *c, const char *name, const struct dsc_request *request,
+		struct dsc_stream **ret);
+/** dsc_unpublish() - forget a published prefix. @model NULL: of the only or first model. */
+int dsc_unpublish(struct dsc *c, const char *name, const char *model, struct dsc_stream **ret);
+/** dsc_evict() - forget what is cached and in nobody's use; DONE counts the pages. */
+int dsc_evict(struct dsc *c, const char *model, struct dsc_stream **ret);
 
 /**
  * dsc_next() - take the next event, if one has come; never blocks

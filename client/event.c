@@ -129,7 +129,7 @@ int event_error(struct dsc_stream *s, int error, enum dsc_code code, uint32_t re
 	return 0;
 }
 
-static int event_done(struct dsc_stream *s, const Dsd__Usage *usage)
+static int event_done(struct dsc_stream *s, const Dsd__Usage *usage, uint64_t count)
 {
 	struct room room;
 	struct event_node *node = node_new(DSC_EVENT_DONE, 0, &room);
@@ -145,6 +145,7 @@ static int event_done(struct dsc_stream *s, const Dsd__Usage *usage)
 			.prefill_usec = usage->prefill_usec,
 			.decode_usec = usage->decode_usec,
 		};
+	node->event.count = count;
 	append(s, node);
 	return 0;
 }
@@ -253,7 +254,7 @@ static int event_delta(struct dsc_stream *s, const Dsd__Delta *d)
 /* A part of an answer in parts; the last one ends the request. */
 static int event_part(struct dsc_stream *s, int r, bool last)
 {
-	return r == 0 && last ? event_done(s, NULL) : r;
+	return r == 0 && last ? event_done(s, NULL, 0) : r;
 }
 
 /* ---------------------------------------------------------------- models, stats */
@@ -317,7 +318,7 @@ static int event_models(struct dsc_stream *s, const Dsd__ModelsReply *m)
 	node->event.models = models;
 	node->event.n_models = m->n_models;
 	append(s, node);
-	return event_done(s, NULL);
+	return event_done(s, NULL, 0);
 }
 
 static const struct dsc_model_stats *put_model_stats(struct room *room, const Dsd__ModelStats *x)
@@ -385,10 +386,57 @@ static int event_stats(struct dsc_stream *s, const Dsd__StatsReply *m)
 	};
 	node->event.stats = stats;
 	append(s, node);
-	return event_done(s, NULL);
+	return event_done(s, NULL, 0);
+}
+
+/* ---------------------------------------------------------------- requests under way */
+
+static int event_requests(struct dsc_stream *s, const Dsd__ListReply *m)
+{
+	size_t bytes = room_for(m->n_requests * sizeof(void *));
+	const struct dsc_request_info **list;
+	struct event_node *node;
+	struct room room;
+
+	for (size_t i = 0; i < m->n_requests; i++)
+		bytes += room_for(sizeof(**list)) + room_for_string(m->requests[i]->model);
+	node = node_new(DSC_EVENT_REQUESTS, bytes, &room);
+	if (!node)
+		return -ENOMEM;
+	list = put(&room, NULL, m->n_requests * sizeof(*list));
+	for (size_t i = 0; i < m->n_requests; i++) {
+		const Dsd__Request *x = m->requests[i];
+		struct dsc_request_info *r = put(&room, NULL, sizeof(*r));
+
+		*r = (struct dsc_request_info){
+			.request = x->request,
+			.uid = x->uid,
+			.pid = x->pid,
+			.model = put_string(&room, x->model),
+			.activity = (enum dsc_activity)x->activity,
+			.priority = x->has_priority ? (enum dsc_priority)x->priority : 0,
+			.prompt_tokens = x->prompt_tokens,
+			.cached_tokens = x->cached_tokens,
+			.completion_tokens = x->completion_tokens,
+			.pages = x->pages,
+			.age_usec = x->age_usec,
+		};
+		list[i] = r;
+	}
+	node->event.requests = list;
+	node->event.n_requests = m->n_requests;
+	append(s, node);
+	return 0;
 }
 
 /* ---------------------------------------------------------------- which frame answers what */
+
+/* An Ack answers several kinds, each other frame one. */
+static bool takes_ack(enum stream_kind kind)
+{
+	return kind == STREAM_CANCEL_REQUEST || kind == STREAM_PUBLISH ||
+	       kind == STREAM_UNPUBLISH || kind == STREAM_EVICT;
+}
 
 int event_from_frame(struct dsc_stream *s, const Dsd__ServerFrame *f)
 {
@@ -402,6 +450,7 @@ int event_from_frame(struct dsc_stream *s, const Dsd__ServerFrame *f)
 		[DSD__SERVER_FRAME__MSG_DETOKENIZE] = STREAM_DETOKENIZE,
 		[DSD__SERVER_FRAME__MSG_MODELS] = STREAM_MODELS,
 		[DSD__SERVER_FRAME__MSG_STATS] = STREAM_STATS,
+		[DSD__SERVER_FRAME__MSG_LIST] = STREAM_LIST,
 	};
 	const ProtobufCBinaryData none = {};
 
@@ -411,6 +460,8 @@ int event_from_frame(struct dsc_stream *s, const Dsd__ServerFrame *f)
 		return event_error(s, event_errno((enum dsc_code)f->error->code),
 				   (enum dsc_code)f->error->code, f->error->retry_after_ms,
 				   f->error->message);
+	if (f->msg_case == DSD__SERVER_FRAME__MSG_ACK && takes_ack(s->kind))
+		return event_done(s, NULL, f->ack->count);
 	/* An answer of another kind, or one that a later daemon gives. */
 	if (f->msg_case == DSD__SERVER_FRAME__MSG_HELLO ||
 	    (size_t)f->msg_case >= sizeof(kind_of) / sizeof(kind_of[0]) ||
@@ -422,7 +473,7 @@ int event_from_frame(struct dsc_stream *s, const Dsd__ServerFrame *f)
 	case DSD__SERVER_FRAME__MSG_DELTA:
 		return event_delta(s, f->delta);
 	case DSD__SERVER_FRAME__MSG_DONE:
-		return event_done(s, f->done->usage);
+		return event_done(s, f->done->usage, 0);
 	case DSD__SERVER_FRAME__MSG_SCORE:
 		return event_part(s,
 				  event_piece(s, DSC_EVENT_TOKENS, 0, none, NULL, 0,
@@ -441,6 +492,8 @@ int event_from_frame(struct dsc_stream *s, const Dsd__ServerFrame *f)
 		return event_models(s, f->models);
 	case DSD__SERVER_FRAME__MSG_STATS:
 		return event_stats(s, f->stats);
+	case DSD__SERVER_FRAME__MSG_LIST:
+		return event_part(s, event_requests(s, f->list), f->list->last);
 	default:
 		return -EPROTO;
 	}

@@ -36,7 +36,21 @@ enum stream_kind {
 	STREAM_TOKENIZE,
 	STREAM_DETOKENIZE,
 	STREAM_MODELS,
-	STREAM_STATS
+	STREAM_STATS,
+	STREAM_LIST,
+	STREAM_CANCEL_REQUEST,
+	STREAM_PUBLISH,
+	STREAM_UNPUBLISH,
+	STREAM_EVICT
+};
+
+/* What a call asks for; what its kind does not read is 0. */
+struct ask {
+	enum stream_kind kind;
+	const struct dsc_request *request;
+	const char *name;  /* publish, unpublish */
+	const char *model; /* unpublish, evict */
+	uint64_t number;   /* cancel_request */
 };
 
 struct dsc_stream {
@@ -91,6 +105,5 @@ int event_error(struct dsc_stream *s, int error, enum dsc_code code, uint32_t re
 /** event_errno() - the errno that stands for a code of the daemon. */
 int event_errno(enum dsc_code code);
 
-/** request_send() - check, pack and send a request of that kind under that id. */
-int request_send(struct dsc *c, uint64_t id, enum stream_kind kind,
-		 const struct dsc_request *request);
+/** request_send() - check, pack and send a request under that id. */
+int request_send(struct dsc *c, uint64_t id, const struct ask *ask);

@@ -242,13 +242,45 @@ static int send_detokenize(struct dsc *c, Dsd__ClientFrame *frame, struct parts 
 	return dsc_send(c, frame);
 }
 
-static int send_kind(struct dsc *c, Dsd__ClientFrame *frame, enum stream_kind kind, struct parts *p,
+static int send_publish(struct dsc *c, Dsd__ClientFrame *frame, const char *name, struct parts *p,
+			const struct dsc_request *q)
+{
+	Dsd__Publish m = DSD__PUBLISH__INIT;
+
+	switch (q->prompt) {
+	case DSC_PROMPT_TEXT:
+		m.prompt_case = DSD__PUBLISH__PROMPT_TEXT;
+		m.text = bytes_of(q->text, q->text_bytes);
+		break;
+	case DSC_PROMPT_CHAT:
+		m.prompt_case = DSD__PUBLISH__PROMPT_CHAT;
+		m.chat = &p->chat;
+		break;
+	case DSC_PROMPT_IDS:
+		m.prompt_case = DSD__PUBLISH__PROMPT_IDS;
+		m.ids = &p->ids;
+		break;
+	default:
+		return wrong_prompt(c, q, "DSC_PROMPT_TEXT, _CHAT or _IDS");
+	}
+	m.name = (char *)name;
+	m.model = (char *)q->model;
+	frame->msg_case = DSD__CLIENT_FRAME__MSG_PUBLISH;
+	frame->publish = &m;
+	return dsc_send(c, frame);
+}
+
+static int send_kind(struct dsc *c, Dsd__ClientFrame *frame, const struct ask *ask, struct parts *p,
 		     const struct dsc_request *q)
 {
 	Dsd__ModelsRequest models = DSD__MODELS_REQUEST__INIT;
 	Dsd__StatsRequest stats = DSD__STATS_REQUEST__INIT;
+	Dsd__ListRequest list = DSD__LIST_REQUEST__INIT;
+	Dsd__CancelRequest cancel = DSD__CANCEL_REQUEST__INIT;
+	Dsd__Unpublish unpublish = DSD__UNPUBLISH__INIT;
+	Dsd__Evict evict = DSD__EVICT__INIT;
 
-	switch (kind) {
+	switch (ask->kind) {
 	case STREAM_GENERATE:
 		return send_generate(c, frame, p, q);
 	case STREAM_SCORE:
@@ -265,20 +297,41 @@ static int send_kind(struct dsc *c, Dsd__ClientFrame *frame, enum stream_kind ki
 		frame->msg_case = DSD__CLIENT_FRAME__MSG_STATS;
 		frame->stats = &stats;
 		return dsc_send(c, frame);
+	case STREAM_LIST:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_LIST;
+		frame->list = &list;
+		return dsc_send(c, frame);
+	case STREAM_CANCEL_REQUEST:
+		cancel.request = ask->number;
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_CANCEL_REQUEST;
+		frame->cancel_request = &cancel;
+		return dsc_send(c, frame);
+	case STREAM_PUBLISH:
+		return send_publish(c, frame, ask->name, p, q);
+	case STREAM_UNPUBLISH:
+		unpublish.name = (char *)ask->name;
+		unpublish.model = (char *)ask->model;
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_UNPUBLISH;
+		frame->unpublish = &unpublish;
+		return dsc_send(c, frame);
+	case STREAM_EVICT:
+		evict.model = (char *)ask->model;
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_EVICT;
+		frame->evict = &evict;
+		return dsc_send(c, frame);
 	}
 	return -EINVAL;
 }
 
-int request_send(struct dsc *c, uint64_t id, enum stream_kind kind,
-		 const struct dsc_request *request)
+int request_send(struct dsc *c, uint64_t id, const struct ask *ask)
 {
 	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
 	struct dsc_request q = {};
 	struct parts p = {};
 	int r = 0;
 
-	if (request)
-		r = copy_request(c, &q, request);
+	if (ask->request)
+		r = copy_request(c, &q, ask->request);
 	if (r < 0)
 		return r;
 	p.ids = (Dsd__Ids)DSD__IDS__INIT;
@@ -292,7 +345,7 @@ int request_send(struct dsc *c, uint64_t id, enum stream_kind kind,
 		return dsc_fail(c, r, DSC_CODE_NONE, "out of memory for a request");
 	}
 	frame.id = id;
-	r = send_kind(c, &frame, kind, &p, &q);
+	r = send_kind(c, &frame, ask, &p, &q);
 	parts_done(&p);
 	return r;
 }

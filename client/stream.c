@@ -5,8 +5,7 @@
 
 #include "internal.h"
 
-static int start(struct dsc *c, enum stream_kind kind, const struct dsc_request *request,
-		 struct dsc_stream **ret)
+static int start(struct dsc *c, const struct ask *ask, struct dsc_stream **ret)
 {
 	struct dsc_stream *s;
 	int r;
@@ -17,10 +16,10 @@ static int start(struct dsc *c, enum stream_kind kind, const struct dsc_request 
 	if (!s)
 		return dsc_fail(c, -ENOMEM, DSC_CODE_NONE, "out of memory for a request");
 	s->c = c;
-	s->kind = kind;
+	s->kind = ask->kind;
 	s->last = &s->first;
 	s->id = c->next_id;
-	r = request_send(c, s->id, kind, request);
+	r = request_send(c, s->id, ask);
 	if (r < 0) {
 		free(s);
 		return r;
@@ -34,32 +33,59 @@ static int start(struct dsc *c, enum stream_kind kind, const struct dsc_request 
 
 int dsc_generate(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
 {
-	return start(c, STREAM_GENERATE, request, ret);
+	return start(c, &(struct ask){.kind = STREAM_GENERATE, .request = request}, ret);
 }
 
 int dsc_score(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
 {
-	return start(c, STREAM_SCORE, request, ret);
+	return start(c, &(struct ask){.kind = STREAM_SCORE, .request = request}, ret);
 }
 
 int dsc_tokenize(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
 {
-	return start(c, STREAM_TOKENIZE, request, ret);
+	return start(c, &(struct ask){.kind = STREAM_TOKENIZE, .request = request}, ret);
 }
 
 int dsc_detokenize(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
 {
-	return start(c, STREAM_DETOKENIZE, request, ret);
+	return start(c, &(struct ask){.kind = STREAM_DETOKENIZE, .request = request}, ret);
 }
 
 int dsc_models(struct dsc *c, struct dsc_stream **ret)
 {
-	return start(c, STREAM_MODELS, NULL, ret);
+	return start(c, &(struct ask){.kind = STREAM_MODELS}, ret);
 }
 
 int dsc_stats(struct dsc *c, struct dsc_stream **ret)
 {
-	return start(c, STREAM_STATS, NULL, ret);
+	return start(c, &(struct ask){.kind = STREAM_STATS}, ret);
+}
+
+int dsc_list(struct dsc *c, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_LIST}, ret);
+}
+
+int dsc_cancel_request(struct dsc *c, uint64_t request, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_CANCEL_REQUEST, .number = request}, ret);
+}
+
+int dsc_publish(struct dsc *c, const char *name, const struct dsc_request *request,
+		struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_PUBLISH, .request = request, .name = name},
+		     ret);
+}
+
+int dsc_unpublish(struct dsc *c, const char *name, const char *model, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_UNPUBLISH, .name = name, .model = model}, ret);
+}
+
+int dsc_evict(struct dsc *c, const char *model, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_EVICT, .model = model}, ret);
 }
 
 int dsc_next(struct dsc_stream *s, const struct dsc_event **ret)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bytes of a daemon into libdsclient while one request of every kind is under way (ids 2 to 7, in the
+/* Bytes of a daemon into libdsclient while one request of every kind is under way (ids 2 to 12, in the
  * order below): every stream ends exactly once, whatever comes. */
 #include <assert.h>
 #include <errno.h>
@@ -10,6 +10,7 @@
 
 #include "dsclient.h"
 
+#define N_STREAMS 11
 #define INPUT_MAX (64u << 10) /* what a socket buffer takes at once */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -33,9 +34,9 @@ static int drain(struct dsc_stream *s, struct dsc_result *result, unsigned *n_en
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct dsc_request request = DSC_REQUEST_INIT;
-	struct dsc_stream *s[6] = {};
-	struct dsc_result *result[6] = {};
-	unsigned n_ends[6] = {};
+	struct dsc_stream *s[N_STREAMS] = {};
+	struct dsc_result *result[N_STREAMS] = {};
+	unsigned n_ends[N_STREAMS] = {};
 	struct dsc *c = NULL;
 	int fds[2];
 
@@ -50,18 +51,23 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	dsc_detokenize(c, &request, &s[3]);
 	dsc_models(c, &s[4]);
 	dsc_stats(c, &s[5]);
-	for (int i = 0; i < 6; i++)
+	dsc_list(c, &s[6]);
+	dsc_cancel_request(c, 7, &s[7]);
+	dsc_publish(c, "prefix", &request, &s[8]);
+	dsc_unpublish(c, "prefix", NULL, &s[9]);
+	dsc_evict(c, NULL, &s[10]);
+	for (int i = 0; i < N_STREAMS; i++)
 		result[i] = dsc_result_new();
 
 	if (size > 0 && send(fds[1], data, size, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
 		size = 0;
 	dsc_process(c);
-	for (int i = 0; i < 6; i++)
+	for (int i = 0; i < N_STREAMS; i++)
 		drain(s[i], result[i], &n_ends[i]);
 	close(fds[1]);
 	while (dsc_process(c) == 0)
 		;
-	for (int i = 0; i < 6; i++) {
+	for (int i = 0; i < N_STREAMS; i++) {
 		assert(drain(s[i], result[i], &n_ends[i]));
 		dsc_result_free(result[i]);
 	}

@@ -56,6 +56,14 @@ CLIENT = {
     "cancel": num(1, 10) + data(7, num(1, 2)),
     "models": num(1, 11) + data(8, b""),
     "stats": num(1, 12) + data(9, b""),
+    "list": num(1, 13) + data(10, b""),
+    "cancel_request": num(1, 14) + data(11, num(1, 77)),
+    "publish_text": num(1, 15) + data(20, data(1, b"system") + data(2, b"tiny") + data(3, b"be brief" * 20)),
+    "publish_chat": num(1, 16) + data(20, data(1, b"x" * 63) + data(4, data(1, num(1, 1) + data(2, b"be brief")))),
+    "publish_ids": num(1, 17) + data(20, data(1, b"ids") + data(5, packed(1, list(range(70))))),
+    "publish_long_name": num(1, 18) + data(20, data(1, b"x" * 64) + data(3, b"y")),
+    "unpublish": num(1, 19) + data(21, data(1, b"system") + data(2, b"tiny")),
+    "evict": num(1, 20) + data(22, b""),
     "below_range": num(1, 1) + data(3, data(2, b"x") + data(5, f32(3, -1))),
     "above_range": num(1, 1) + data(3, data(2, b"x") + data(5, num(14, 65))),
     "nan": num(1, 1) + data(3, data(2, b"x") + data(5, f32(3, float("nan")))),
@@ -81,6 +89,8 @@ CLIENT = {
 }
 
 TOKEN = num(1, 9) + f32(2, -1.5) + data(3, num(1, 4) + f32(2, -0.25)) * 20
+REQUEST = (num(1, 77) + num(2, 2**32 - 1) + num(3, 4242) + data(4, b"tiny") + num(5, 4)
+           + b"".join(num(i, i) for i in range(6, 11)))
 SERVER = {
     "hello": num(1, 1) + data(2, num(1, 1) + data(2, b"0.1.0") + num(3, 2) + num(4, 1 << 20)),
     "started": num(1, 2) + data(3, num(1, 77) + num(2, 7) + data(3, bytes(32)) + num(4, 5) + data(5, b"tiny")),
@@ -98,6 +108,11 @@ SERVER = {
     "stats": num(1, 7) + data(10, num(1, 5) + num(2, 2) + data(3, b"0.1.0") + data(4, b"uring")
                               + b"".join(num(i, i) for i in range(5, 13))
                               + data(13, data(1, b"tiny") + b"".join(num(i, i) for i in range(2, 15)))),
+    "list_part": num(1, 8) + data(12, data(1, REQUEST) * 2 + data(1, REQUEST + num(11, 3)) + num(2, 0)),
+    "list_last": num(1, 8) + data(12, num(2, 1)),
+    "ack": num(1, 9) + data(13, b""),
+    "ack_count": num(1, 10) + data(13, num(1, 2**64 - 1)),
+    "ack_of_a_question": num(1, 8) + data(13, num(1, 1)),
     "error": num(1, 2) + data(11, num(1, 4) + data(2, b"pool: got 0, want 3") + num(3, 250)),
     "error_of_all": num(1, 0) + data(11, num(1, 11) + data(2, b"not a frame")),
     "later_message": num(1, 2) + data(100, num(1, 1)),

@@ -1124,6 +1124,156 @@ static void models_and_stats_are_passed_on_whole(void **state)
 	peer_done(&p);
 }
 
+static void peer_ack(struct peer *p, uint64_t id, uint64_t count)
+{
+	Dsd__ServerFrame f = DSD__SERVER_FRAME__INIT;
+	Dsd__Ack ack = DSD__ACK__INIT;
+
+	ack.has_count = count != 0;
+	ack.count = count;
+	f.id = id;
+	f.msg_case = DSD__SERVER_FRAME__MSG_ACK;
+	f.ack = &ack;
+	peer_send(p, &f);
+}
+
+static void list_comes_in_parts(void **state)
+{
+	struct peer p = peer_new();
+	struct dsc_stream *s = NULL;
+	const struct dsc_event *e;
+	Dsd__ServerFrame f = DSD__SERVER_FRAME__INIT;
+	Dsd__ListReply list = DSD__LIST_REPLY__INIT;
+	Dsd__Request a = DSD__REQUEST__INIT, b = DSD__REQUEST__INIT, *requests[] = {&a, &b};
+
+	(void)state;
+	a.request = UINT64_MAX;
+	a.uid = UINT32_MAX;
+	a.pid = 77;
+	a.model = (char *)"tiny";
+	a.activity = DSD__ACTIVITY__ACTIVITY_DECODE;
+	a.prompt_tokens = 9;
+	a.cached_tokens = 8;
+	a.completion_tokens = 7;
+	a.pages = 6;
+	a.age_usec = 5;
+	a.has_priority = 1;
+	a.priority = DSD__PRIORITY__PRIORITY_BATCH;
+	b = a;
+	b.request = 2;
+	b.has_priority = 0;
+	assert_int_equal(dsc_list(p.c, &s), 0);
+	f.id = peer_receive(&p)->id;
+	f.msg_case = DSD__SERVER_FRAME__MSG_LIST;
+	f.list = &list;
+	list.requests = requests;
+	list.n_requests = 2;
+	peer_send(&p, &f);
+	list.n_requests = 0;
+	list.last = 1;
+	peer_send(&p, &f);
+	e = next(s, DSC_EVENT_REQUESTS);
+	assert_int_equal(e->n_requests, 2);
+	assert_true(e->requests[0]->request == UINT64_MAX);
+	assert_true(e->requests[0]->uid == UINT32_MAX);
+	assert_int_equal(e->requests[0]->pid, 77);
+	assert_string_equal(e->requests[0]->model, "tiny");
+	assert_int_equal(e->requests[0]->activity, DSC_ACTIVITY_DECODE);
+	assert_int_equal(e->requests[0]->priority, DSC_PRIORITY_BATCH);
+	assert_int_equal(e->requests[0]->prompt_tokens, 9);
+	assert_int_equal(e->requests[0]->cached_tokens, 8);
+	assert_int_equal(e->requests[0]->completion_tokens, 7);
+	assert_int_equal(e->requests[0]->pages, 6);
+	assert_int_equal(e->requests[0]->age_usec, 5);
+	assert_int_equal(e->requests[1]->request, 2);
+	assert_int_equal(e->requests[1]->priority, 0);
+	assert_int_equal(next(s, DSC_EVENT_REQUESTS)->n_requests, 0);
+	next(s, DSC_EVENT_DONE);
+	ended(s);
+	peer_done(&p);
+}
+
+static void administrative_requests_say_what_was_asked_and_done_counts(void **state)
+{
+	static const uint32_t ids[] = {3, 2, 1};
+	struct dsc_message system = {DSC_ROLE_SYSTEM, "be brief", 8};
+	struct dsc_request r = DSC_REQUEST_INIT;
+	struct peer p = peer_new();
+	struct dsc_stream *s = NULL;
+	Dsd__ClientFrame *f;
+
+	(void)state;
+	assert_int_equal(dsc_cancel_request(p.c, UINT64_MAX, &s), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_CANCEL_REQUEST);
+	assert_true(f->cancel_request->request == UINT64_MAX);
+	peer_ack(&p, f->id, 0);
+	assert_int_equal(next(s, DSC_EVENT_DONE)->count, 0);
+	ended(s);
+
+	r.model = "tiny";
+	r.text = "a\0b";
+	r.text_bytes = 3;
+	assert_int_equal(dsc_publish(p.c, "prefix", &r, &s), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_PUBLISH);
+	assert_string_equal(f->publish->name, "prefix");
+	assert_string_equal(f->publish->model, "tiny");
+	assert_int_equal(f->publish->prompt_case, DSD__PUBLISH__PROMPT_TEXT);
+	assert_int_equal(f->publish->text.len, 3);
+	assert_memory_equal(f->publish->text.data, "a\0b", 3);
+	peer_ack(&p, f->id, 229);
+	assert_int_equal(next(s, DSC_EVENT_DONE)->count, 229);
+
+	r.prompt = DSC_PROMPT_CHAT;
+	r.messages = &system;
+	r.n_messages = 1;
+	assert_int_equal(dsc_publish(p.c, "prefix", &r, &s), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->publish->prompt_case, DSD__PUBLISH__PROMPT_CHAT);
+	assert_int_equal(f->publish->chat->n_messages, 1);
+	assert_int_equal(f->publish->chat->messages[0]->role, DSD__ROLE__ROLE_SYSTEM);
+
+	r.prompt = DSC_PROMPT_IDS;
+	r.ids = ids;
+	r.n_ids = 3;
+	assert_int_equal(dsc_publish(p.c, "prefix", &r, &s), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->publish->prompt_case, DSD__PUBLISH__PROMPT_IDS);
+	assert_int_equal(f->publish->ids->n_ids, 3);
+	r.prompt = 77;
+	assert_int_equal(dsc_publish(p.c, "prefix", &r, &s), -EINVAL);
+
+	assert_int_equal(dsc_unpublish(p.c, "prefix", NULL, &s), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_UNPUBLISH);
+	assert_string_equal(f->unpublish->name, "prefix");
+	assert_null(f->unpublish->model);
+	peer_error(&p, f->id, DSC_CODE_NOT_FOUND, "nothing is published under that name");
+	assert_int_equal(next(s, DSC_EVENT_ERROR)->error, -ENOENT);
+
+	assert_int_equal(dsc_evict(p.c, "tiny", &s), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_EVICT);
+	assert_string_equal(f->evict->model, "tiny");
+	peer_ack(&p, f->id, UINT64_MAX);
+	assert_true(next(s, DSC_EVENT_DONE)->count == UINT64_MAX);
+	ended(s);
+	peer_done(&p);
+}
+
+static void an_ack_answers_no_question(void **state)
+{
+	struct peer p = peer_new();
+	struct dsc_stream *s = NULL;
+
+	(void)state;
+	assert_int_equal(dsc_list(p.c, &s), 0);
+	peer_ack(&p, peer_receive(&p)->id, 1);
+	assert_int_equal(next(s, DSC_EVENT_ERROR)->error, -EPROTO);
+	peer_done(&p);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -1158,6 +1308,9 @@ int main(void)
 		cmocka_unit_test(score_keeps_every_logprob_over_its_parts),
 		cmocka_unit_test(tokenize_and_detokenize_come_in_parts),
 		cmocka_unit_test(models_and_stats_are_passed_on_whole),
+		cmocka_unit_test(list_comes_in_parts),
+		cmocka_unit_test(administrative_requests_say_what_was_asked_and_done_counts),
+		cmocka_unit_test(an_ack_answers_no_question),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
