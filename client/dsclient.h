@@ -214,6 +214,7 @@ struct dsc_model_stats {
 	uint32_t kv_bytes_per_token, mha_bytes_per_token, gqa8_bytes_per_token;
 	uint32_t pages_cached; /* not in use, kept for who asks again */
 	uint64_t preemptions;
+	uint32_t pages_published; /* of pages_used: the administrator's prefixes */
 };
 
 struct dsc_stats_reply {
@@ -226,6 +227,7 @@ struct dsc_stats_reply {
 	uint64_t protocol_errors, bytes_in, bytes_out;
 	const struct dsc_model_stats *const *models;
 	size_t n_models;
+	uint64_t broker_cpu_usec; /* processor time of the broker, without its workers */
 };
 
 /* A request under way, whoever's it is. */

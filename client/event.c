@@ -340,6 +340,7 @@ static const struct dsc_model_stats *put_model_stats(struct room *room, const Ds
 		.worker_pid = x->worker_pid,
 		.pages_cached = x->pages_cached,
 		.preemptions = x->preemptions,
+		.pages_published = x->pages_published,
 		.worker_starts = x->worker_starts,
 		.worker_deaths = x->worker_deaths,
 		.kv_bytes_per_token = x->kv_bytes_per_token,
@@ -383,6 +384,7 @@ static int event_stats(struct dsc_stream *s, const Dsd__StatsReply *m)
 		.bytes_out = m->bytes_out,
 		.models = models,
 		.n_models = m->n_models,
+		.broker_cpu_usec = m->broker_cpu_usec,
 	};
 	node->event.stats = stats;
 	append(s, node);

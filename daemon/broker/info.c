@@ -2,6 +2,7 @@
 /* Hello, Models, Stats: what is here and how it does. */
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/io.h"
@@ -110,8 +111,9 @@ static void fill_stats(Dsd__ModelStats *out, const struct model *m)
 	out->name = (char *)model_name(m);
 	out->pages_total = st.pages_total;
 	out->pages_used = st.pages_used;
-	out->has_pages_cached = out->has_preemptions = 1;
+	out->has_pages_cached = out->has_pages_published = out->has_preemptions = 1;
 	out->pages_cached = st.pages_cached;
+	out->pages_published = MIN(st.sched.pages_published, st.pages_used);
 	out->preemptions = st.sched.preemptions;
 	out->running = st.sched.running;
 	out->waiting = st.sched.waiting;
@@ -136,6 +138,7 @@ void rpc_stats(struct conn *c, const Dsd__ClientFrame *frame)
 	Dsd__ServerFrame out = DSD__SERVER_FRAME__INIT;
 	Dsd__StatsReply reply = DSD__STATS_REPLY__INIT;
 	Dsd__ModelStats models[SERVER_MODELS_MAX], *list[SERVER_MODELS_MAX];
+	struct timespec cpu = {};
 
 	for (uint32_t i = 0; i < s->n_models; i++) {
 		if (model_is_hidden(s->models[i]))
@@ -155,6 +158,8 @@ void rpc_stats(struct conn *c, const Dsd__ClientFrame *frame)
 	reply.protocol_errors = s->count.protocol_errors;
 	reply.bytes_in = s->count.bytes_in;
 	reply.bytes_out = s->count.bytes_out;
+	reply.has_broker_cpu_usec = clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu) == 0;
+	reply.broker_cpu_usec = (uint64_t)cpu.tv_sec * 1000000 + (uint64_t)cpu.tv_nsec / 1000;
 	reply.models = list;
 	out.id = frame->id;
 	out.msg_case = DSD__SERVER_FRAME__MSG_STATS;

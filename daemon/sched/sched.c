@@ -716,6 +716,7 @@ void sched_get_stats(const struct sched *s, struct sched_stats *ret)
 	*ret = s->stats;
 	ret->running = s->running.n;
 	ret->waiting = s->waiting.n;
+	ret->pages_published = pool_n_pages(s->cfg.pool) - sched_n_pages(s);
 }
 
 int sched_check(const struct sched *s, struct error *err)

@@ -78,7 +78,7 @@ struct sched_config {
 struct sched_stats {
 	uint64_t steps, rows, prompt_tokens, generated_tokens, cached_tokens, preemptions,
 		worker_usec;
-	uint32_t running, waiting;
+	uint32_t running, waiting, pages_published;
 };
 
 #define SCHED_PUBLISHED_MAX      64u

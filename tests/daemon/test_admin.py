@@ -20,6 +20,17 @@ def ask(c, **message):
     return c.recv()
 
 
+def wait_pages(c, n):
+    """Until n pages are in use: a step that is under way keeps those of a sequence that has ended."""
+    for _ in range(100):
+        model = c.stats().models[0]
+        if model.pages_used == n:
+            break
+        time.sleep(0.02)
+    assert model.pages_used == n
+    return model
+
+
 def test_the_admin_socket_is_its_owners_alone(daemon):
     assert os.stat(daemon.admin).st_mode & 0o777 == 0o600
     assert daemon.stop() == 0 and not os.path.exists(daemon.admin)
@@ -44,10 +55,19 @@ def test_a_published_prefix_is_found_and_changes_no_answer(daemon):
     a = c.generate(prefix + "hello", max_tokens=20, temperature=0, ignore_eos=True)
     # The fake worker looks at every row it reads: one of another domain than announced would end the request.
     assert a.error is None and a.usage.cached_tokens == 192 and a.ids == want.ids
+    assert wait_pages(c, 3).pages_published == 3
     assert ask(admin, unpublish=pb.Unpublish(name="system")).ack.count == 1
     assert ask(admin, unpublish=pb.Unpublish(name="system")).error.code == pb.CODE_NOT_FOUND
     ask(admin, evict=pb.Evict())
+    assert c.stats().models[0].pages_published == 0
     assert c.generate(prefix + "hello", max_tokens=2).usage.cached_tokens == 0
+
+
+def test_the_brokers_processor_time_grows_with_its_work(daemon):
+    c = daemon.client()
+    before = c.stats().broker_cpu_usec
+    c.generate("hello", max_tokens=200, ignore_eos=True)
+    assert 0 < before < c.stats().broker_cpu_usec
 
 
 def test_a_prefix_shorter_than_a_page_is_refused(daemon):
@@ -70,11 +90,7 @@ def test_requests_are_listed_and_cancelled_by_number(daemon):
     a = c.finish(5)
     assert a.error.code == pb.CODE_CANCELLED and "administrator" in a.error.message
     assert list(ask(admin, list=pb.ListRequest()).list.requests) == []
-    for _ in range(100):
-        if c.stats().models[0].pages_used == 0:
-            break
-        time.sleep(0.02)
-    assert c.stats().models[0].pages_used == 0
+    wait_pages(c, 0)
 
 
 def test_another_user_neither_sees_nor_cancels(daemon):

@@ -1103,7 +1103,10 @@ static void models_and_stats_are_passed_on_whole(void **state)
 	sr.n_models = 1;
 	ms.name = (char *)"good";
 	ms.pages_used = 5;
-	ms.has_pages_cached = ms.has_preemptions = 1;
+	ms.has_pages_cached = ms.has_pages_published = ms.has_preemptions = 1;
+	ms.pages_published = 3;
+	sr.has_broker_cpu_usec = 1;
+	sr.broker_cpu_usec = 17;
 	ms.pages_cached = 7;
 	ms.preemptions = UINT64_MAX;
 	assert_int_equal(dsc_stats(p.c, &s), 0);
@@ -1118,6 +1121,8 @@ static void models_and_stats_are_passed_on_whole(void **state)
 	assert_string_equal(e->stats->models[0]->name, "good");
 	assert_int_equal(e->stats->models[0]->pages_used, 5);
 	assert_int_equal(e->stats->models[0]->pages_cached, 7);
+	assert_int_equal(e->stats->models[0]->pages_published, 3);
+	assert_int_equal(e->stats->broker_cpu_usec, 17);
 	assert_true(e->stats->models[0]->preemptions == UINT64_MAX);
 	next(s, DSC_EVENT_DONE);
 	ended(s);
