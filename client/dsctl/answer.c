@@ -100,3 +100,24 @@ const char *finish_text(enum dsc_finish finish)
 	}
 	return "unknown";
 }
+
+const char *priority_text(enum dsc_priority priority)
+{
+	switch (priority) {
+	case DSC_PRIORITY_INTERACTIVE:
+		return "interactive";
+	case DSC_PRIORITY_NORMAL:
+		return "normal";
+	case DSC_PRIORITY_BATCH:
+		return "batch";
+	}
+	return "";
+}
+
+enum dsc_priority priority_from_text(const char *text)
+{
+	for (enum dsc_priority p = DSC_PRIORITY_INTERACTIVE; p <= DSC_PRIORITY_BATCH; p++)
+		if (strcmp(text, priority_text(p)) == 0)
+			return p;
+	return 0;
+}

@@ -14,3 +14,7 @@ struct json_object *json_usage(const struct dsc_usage *usage);
 /** json_answer() - {"text", "ids", "finish", "usage", ...} of a generate that has at least one choice */
 struct json_object *json_answer(const struct dsc_result *result, bool logprobs);
 const char *finish_text(enum dsc_finish finish);
+/** priority_text() - "interactive", "normal" or "batch"; "" where it is none of them. */
+const char *priority_text(enum dsc_priority priority);
+/** priority_from_text() - the other way round. Return: 0 where it is none of them. */
+enum dsc_priority priority_from_text(const char *text);

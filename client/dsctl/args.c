@@ -14,6 +14,9 @@
 static const struct arg_option global_options[] = {
 	{"--socket", "PATH", "the daemon's socket; default $DSD_SOCKET, else /run/dsd/dsd.sock",
 	 ARG_STRING, .offset = offsetof(struct global, socket)},
+	{"--admin-socket", "PATH",
+	 "for administration; default $DSD_ADMIN_SOCKET, else admin.sock beside the other",
+	 ARG_STRING, .offset = offsetof(struct global, admin_socket)},
 	{"--json", NULL, "one JSON object on standard output, for programs", ARG_FLAG,
 	 .offset = offsetof(struct global, json)},
 	{"--help", NULL, "this text", ARG_FLAG, .offset = offsetof(struct global, help)},

@@ -40,7 +40,7 @@ struct arg_option {
 
 /* What every verb gets. */
 struct global {
-	const char *socket;
+	const char *socket, *admin_socket;
 	bool json;
 	bool help;
 	bool version;

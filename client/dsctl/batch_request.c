@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "answer.h"
 #include "args.h"
 
 #define JSON_DEPTH 32
@@ -240,20 +241,11 @@ static int take_bias(struct reader *r, const struct key *key, struct json_object
 
 static int take_priority(struct reader *r, const struct key *key, struct json_object *v)
 {
-	static const char *const names[] = {
-		[DSC_PRIORITY_INTERACTIVE] = "interactive",
-		[DSC_PRIORITY_NORMAL] = "normal",
-		[DSC_PRIORITY_BATCH] = "batch",
-	};
-
-	for (uint32_t i = DSC_PRIORITY_INTERACTIVE; is_string(v) && i <= DSC_PRIORITY_BATCH; i++) {
-		if (strcmp(json_object_get_string(v), names[i]) != 0)
-			continue;
-		r->b->request.priority = i;
-		r->b->request.set |= DSC_SET_PRIORITY;
-		return 0;
-	}
-	return refuse(r, "%s: want \"interactive\", \"normal\" or \"batch\"", key->name);
+	r->b->request.priority = is_string(v) ? priority_from_text(json_object_get_string(v)) : 0;
+	if (!r->b->request.priority)
+		return refuse(r, "%s: want \"interactive\", \"normal\" or \"batch\"", key->name);
+	r->b->request.set |= DSC_SET_PRIORITY;
+	return 0;
 }
 
 static int take_id(struct reader *r, const struct key *key, struct json_object *v)

@@ -154,23 +154,14 @@ static int take_lists(struct generate *g, struct parts *p)
 
 static int take_priority(struct generate *g)
 {
-	static const char *const names[] = {
-		[DSC_PRIORITY_INTERACTIVE] = "interactive",
-		[DSC_PRIORITY_NORMAL] = "normal",
-		[DSC_PRIORITY_BATCH] = "batch",
-	};
-
 	if (!g->priority)
 		return 0;
-	for (uint32_t i = DSC_PRIORITY_INTERACTIVE; i <= DSC_PRIORITY_BATCH; i++) {
-		if (strcmp(g->priority, names[i]) != 0)
-			continue;
-		g->request.priority = i;
-		g->request.set |= DSC_SET_PRIORITY;
-		return 0;
-	}
-	return say(STATUS_USAGE, "--priority: got '%s', want interactive, normal or batch",
-		   g->priority);
+	g->request.priority = priority_from_text(g->priority);
+	if (!g->request.priority)
+		return say(STATUS_USAGE, "--priority: got '%s', want interactive, normal or batch",
+			   g->priority);
+	g->request.set |= DSC_SET_PRIORITY;
+	return 0;
 }
 
 /* ---------------------------------------------------------------- the answer */

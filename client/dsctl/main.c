@@ -8,8 +8,9 @@
 int main(int argc, char **argv)
 {
 	static const struct verb *const verbs[] = {
-		&verb_ping,       &verb_generate, &verb_chat,   &verb_batch, &verb_tokenize,
-		&verb_detokenize, &verb_score,    &verb_models, &verb_stats,
+		&verb_ping,       &verb_generate, &verb_chat,    &verb_batch,     &verb_tokenize,
+		&verb_detokenize, &verb_score,    &verb_models,  &verb_stats,     &verb_top,
+		&verb_ps,         &verb_cancel,   &verb_publish, &verb_unpublish, &verb_evict,
 	};
 
 	setlocale(LC_CTYPE,

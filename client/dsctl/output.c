@@ -2,6 +2,7 @@
 #include "output.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -152,6 +153,20 @@ void bytes_text(double bytes, char ret[static 16])
 void count_text(double n, char ret[static 16])
 {
 	scaled(n, "", ret);
+}
+
+void duration_text(uint64_t usec, char ret[static 32])
+{
+	uint64_t s = usec / 1000000;
+
+	if (s >= 86400)
+		snprintf(ret, 32, "%" PRIu64 " d %" PRIu64 " h", s / 86400, s / 3600 % 24);
+	else if (s >= 3600)
+		snprintf(ret, 32, "%" PRIu64 " h %" PRIu64 " min", s / 3600, s / 60 % 60);
+	else if (s >= 60)
+		snprintf(ret, 32, "%" PRIu64 " min %" PRIu64 " s", s / 60, s % 60);
+	else
+		snprintf(ret, 32, "%" PRIu64 ".%" PRIu64 " s", s, usec / 100000 % 10);
 }
 
 const char *state_text(int state)

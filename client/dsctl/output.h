@@ -40,6 +40,8 @@ void hex_text(const uint8_t *data, size_t n, char *ret, size_t n_hex);
 void bytes_text(double bytes, char ret[static 16]);
 /** count_text() - "15.7 G" */
 void count_text(double n, char ret[static 16]);
+/** duration_text() - "1.5 s", "3 min 4 s" */
+void duration_text(uint64_t usec, char ret[static 32]);
 const char *state_text(int state);
 
 /** table_new() - columns by name, ended by NULL; a leading '>' aligns to the right. NULL: out of memory. */

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -14,15 +15,20 @@
 
 #define CANCEL_WAIT_MS 1000
 
-int session_open(struct session *s, const struct global *global)
+static int cannot_connect(const struct session *s, int r)
+{
+	return say(STATUS_CONNECT, "cannot connect to %s: %s%s", s->path, strerror(-r),
+		   s->admin && r == -EACCES ? "; administration is for root: try sudo" : "");
+}
+
+static int open_at(struct session *s)
 {
 	sigset_t set;
 	int r;
 
-	*s = (struct session){.path = dsc_socket_path(global->socket), .signal_fd = -EBADF};
-	r = dsc_connect(&s->c, global->socket, 0);
+	r = dsc_connect(&s->c, s->path, 0);
 	if (r < 0)
-		return say(STATUS_CONNECT, "cannot connect to %s: %s", s->path, strerror(-r));
+		return cannot_connect(s, r);
 	sigemptyset(&set);
 	sigaddset(&set, SIGINT);
 	sigprocmask(SIG_BLOCK, &set, NULL);
@@ -30,6 +36,26 @@ int session_open(struct session *s, const struct global *global)
 	if (s->signal_fd < 0) /* then Ctrl-C ends the program, and the daemon notices */
 		sigprocmask(SIG_UNBLOCK, &set, NULL);
 	return 0;
+}
+
+int session_open(struct session *s, const struct global *global)
+{
+	*s = (struct session){.path = dsc_socket_path(global->socket), .signal_fd = -EBADF};
+	return open_at(s);
+}
+
+int session_open_admin(struct session *s, const struct global *global)
+{
+	const char *path = global->admin_socket ?: getenv("DSD_ADMIN_SOCKET");
+	const char *socket = dsc_socket_path(global->socket), *name = strrchr(socket, '/');
+
+	*s = (struct session){.path = path, .admin = true, .signal_fd = -EBADF};
+	if (!path || !*path) {
+		snprintf(s->beside, sizeof(s->beside), "%.*sadmin.sock",
+			 name ? (int)(name + 1 - socket) : 0, socket);
+		s->path = s->beside;
+	}
+	return open_at(s);
 }
 
 void session_close(struct session *s)
@@ -51,7 +77,7 @@ int session_renew(struct session *s)
 		return 0;
 	r = dsc_connect(&c, s->path, 0);
 	if (r < 0)
-		return say(STATUS_CONNECT, "cannot connect to %s: %s", s->path, strerror(-r));
+		return cannot_connect(s, r);
 	dsc_close(s->c);
 	s->c = c;
 	return 0;
@@ -104,6 +130,13 @@ int session_status(const struct session *s)
 		   dsc_code_name(code), dsc_error(s->c));
 }
 
+int session_failed(const struct session *s, int r)
+{
+	if (!s->interrupted && (r == -ENOMEM || !*dsc_error(s->c)))
+		return say(STATUS_FAILED, "%s", strerror(-r));
+	return session_status(s);
+}
+
 int session_collect(struct session *s, int r, struct dsc_stream *stream, struct dsc_result **ret)
 {
 	struct dsc_result *result;
@@ -129,4 +162,24 @@ int session_collect(struct session *s, int r, struct dsc_stream *stream, struct 
 	}
 	*ret = result;
 	return 0;
+}
+
+int session_done(struct session *s, int r, struct dsc_stream *stream, uint64_t *ret)
+{
+	const struct dsc_event *e;
+	int status = STATUS_OK;
+
+	if (r < 0)
+		return session_status(s);
+	while (status == STATUS_OK && (r = session_next(s, stream, &e)) > 0) {
+		if (e->type == DSC_EVENT_ERROR)
+			status = session_status(s);
+		if (e->type == DSC_EVENT_DONE && ret)
+			*ret = e->count;
+	}
+	if (status == STATUS_OK && r < 0)
+		status = s->interrupted ? STATUS_INTERRUPTED
+					: say(STATUS_FAILED, "%s", strerror(-r));
+	dsc_stream_free(stream);
+	return status;
 }

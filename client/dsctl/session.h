@@ -1,7 +1,9 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A connection of dsctl: the client library in an event loop with Ctrl-C, which cancels what is under way. */
+#include <limits.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <dsclient.h>
 
 struct global;
@@ -9,12 +11,21 @@ struct global;
 struct session {
 	struct dsc *c;
 	const char *path;
-	int signal_fd;    /* SIGINT */
-	bool interrupted; /* it came */
+	bool admin;            /* path is the administrative socket */
+	int signal_fd;         /* SIGINT */
+	bool interrupted;      /* it came */
+	char beside[PATH_MAX]; /* what path is, if nobody named the administrative socket */
 };
 
 /** session_open() - connect. Return: 0, or an exit status after a sentence. */
 int session_open(struct session *s, const struct global *global);
+/**
+ * session_open_admin() - the same over the administrative socket
+ *
+ * $DSD_ADMIN_SOCKET where no option names it, else admin.sock beside the daemon's other socket, which is where
+ * dsd itself puts it.
+ */
+int session_open_admin(struct session *s, const struct global *global);
 void session_close(struct session *s);
 /**
  * session_renew() - make ready for the next request: connect anew if the connection was lost, forget Ctrl-C
@@ -40,5 +51,16 @@ int session_next(struct session *s, struct dsc_stream *stream, const struct dsc_
  * Return: 0, or an exit status after a sentence.
  */
 int session_collect(struct session *s, int r, struct dsc_stream *stream, struct dsc_result **ret);
+/**
+ * session_done() - wait for the end of a request that has no answer but that it was done
+ * @r:      what starting the request returned
+ * @stream: freed
+ * @ret:    what DSC_EVENT_DONE counts; NULL: no matter
+ *
+ * Return: 0, or an exit status after a sentence.
+ */
+int session_done(struct session *s, int r, struct dsc_stream *stream, uint64_t *ret);
 /** session_status() - say why a request failed, from dsc_error(); the exit status that goes with it. */
 int session_status(const struct session *s);
+/** session_failed() - the same for any r < 0 of a call that said nothing. */
+int session_failed(const struct session *s, int r);

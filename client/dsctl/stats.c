@@ -6,6 +6,7 @@
 
 #include "answer.h"
 #include "output.h"
+#include "rates.h"
 #include "session.h"
 #include "verbs.h"
 
@@ -14,11 +15,13 @@
 static struct json_object *json_model(const struct dsc_model_stats *m)
 {
 	struct json_object *o = json_object_new_object();
+	double hit = hit_rate(m->prompt_tokens, m->cached_tokens);
 
 	json_add(o, "name", json_text(m->name, strlen(m->name)));
 	json_add(o, "pages_total", json_object_new_int64(m->pages_total));
 	json_add(o, "pages_used", json_object_new_int64(m->pages_used));
 	json_add(o, "pages_cached", json_object_new_int64(m->pages_cached));
+	json_add(o, "pages_published", json_object_new_int64(m->pages_published));
 	json_add(o, "preemptions", json_object_new_uint64(m->preemptions));
 	json_add(o, "running", json_object_new_int64(m->running));
 	json_add(o, "waiting", json_object_new_int64(m->waiting));
@@ -27,6 +30,7 @@ static struct json_object *json_model(const struct dsc_model_stats *m)
 	json_add(o, "prompt_tokens", json_object_new_uint64(m->prompt_tokens));
 	json_add(o, "generated_tokens", json_object_new_uint64(m->generated_tokens));
 	json_add(o, "cached_tokens", json_object_new_uint64(m->cached_tokens));
+	json_add(o, "hit_rate", hit < 0 ? NULL : json_real(hit));
 	json_add(o, "worker_usec", json_object_new_uint64(m->worker_usec));
 	json_add(o, "worker_starts", json_object_new_int64(m->worker_starts));
 	json_add(o, "worker_deaths", json_object_new_int64(m->worker_deaths));
@@ -53,6 +57,7 @@ static int print_json(const struct dsc_stats_reply *st)
 	json_add(o, "protocol_errors", json_object_new_uint64(st->protocol_errors));
 	json_add(o, "bytes_in", json_object_new_uint64(st->bytes_in));
 	json_add(o, "bytes_out", json_object_new_uint64(st->bytes_out));
+	json_add(o, "broker_cpu_usec", json_object_new_uint64(st->broker_cpu_usec));
 	for (size_t i = 0; i < st->n_models; i++)
 		json_object_array_add(models, json_model(st->models[i]));
 	json_add(o, "models", models);
@@ -69,20 +74,6 @@ static void row(struct libscols_table *table, const char *name, const char *valu
 		return;
 	table_cell(line, 0, "%s", name);
 	table_cell(line, 1, "%s", value);
-}
-
-static void duration_text(uint64_t usec, char ret[static 32])
-{
-	uint64_t s = usec / 1000000;
-
-	if (s >= 86400)
-		snprintf(ret, 32, "%" PRIu64 " d %" PRIu64 " h", s / 86400, s / 3600 % 24);
-	else if (s >= 3600)
-		snprintf(ret, 32, "%" PRIu64 " h %" PRIu64 " min", s / 3600, s / 60 % 60);
-	else if (s >= 60)
-		snprintf(ret, 32, "%" PRIu64 " min %" PRIu64 " s", s / 60, s % 60);
-	else
-		snprintf(ret, 32, "%" PRIu64 " s", s);
 }
 
 static void daemon_rows(struct libscols_table *table, const struct dsc_stats_reply *st)
@@ -104,6 +95,11 @@ static void daemon_rows(struct libscols_table *table, const struct dsc_stats_rep
 	snprintf(text, sizeof(text), "%s in, %s out, %" PRIu64 " protocol errors", in, out,
 		 st->protocol_errors);
 	row(table, "traffic", text);
+	duration_text(st->broker_cpu_usec, up);
+	snprintf(text, sizeof(text), "%s of processor time, %.2g%% of one", up,
+		 st->uptime_usec ? 100.0 * (double)st->broker_cpu_usec / (double)st->uptime_usec
+				 : 0.0);
+	row(table, "broker", text);
 }
 
 /* "1.15 kB, 14.1% of multi-head attention (8.19 kB), 56% of 8 groups (2.05 kB)" */
@@ -126,17 +122,22 @@ static void model_rows(struct libscols_table *table, const struct dsc_model_stat
 {
 	char text[160];
 	double seconds = (double)m->worker_usec / 1e6;
+	double hit = hit_rate(m->prompt_tokens, m->cached_tokens);
+	uint32_t pages[PAGE_STATES];
 
 	row(table, "", "");
 	row(table, "model", m->name);
 	snprintf(text, sizeof(text), "%u running, %u waiting", m->running, m->waiting);
 	row(table, "  sequences", text);
-	snprintf(text, sizeof(text), "%u of %u used, %u cached", m->pages_used, m->pages_total,
-		 m->pages_cached);
+	pool_map(m, pages);
+	snprintf(text, sizeof(text), "%u in use, %u published, %u cached, %u free of %u",
+		 pages[PAGE_IN_USE], pages[PAGE_PUBLISHED], pages[PAGE_CACHED], pages[PAGE_FREE],
+		 m->pages_total);
 	row(table, "  pages", text);
 	snprintf(text, sizeof(text),
-		 "%" PRIu64 " prompt (%" PRIu64 " from the pool), %" PRIu64 " generated",
-		 m->prompt_tokens, m->cached_tokens, m->generated_tokens);
+		 "%" PRIu64 " of prompts computed, %" PRIu64 " found in the pool (%.0f%%), %" PRIu64
+		 " generated",
+		 m->prompt_tokens, m->cached_tokens, hit < 0 ? 0 : 100 * hit, m->generated_tokens);
 	row(table, "  tokens", text);
 	snprintf(text, sizeof(text), "%" PRIu64 " of %.3g rows each, %.1f s in the worker",
 		 m->steps, m->steps ? (double)m->rows / (double)m->steps : 0.0, seconds);

@@ -14,7 +14,7 @@ _dsctl()
 		esac
 	done
 	case $previous in
-	--socket | --inspect)
+	--socket | --admin-socket | --inspect)
 		compopt -o filenames
 		COMPREPLY=($(compgen -f -- "$current"))
 		return
@@ -32,6 +32,8 @@ _dsctl()
 		COMPREPLY=($(compgen -W "$(dsctl $verb --help 2>/dev/null | sed -n 's/^  \(--[a-z-]*\).*/\1/p')" -- "$current"))
 	elif [[ -z $verb ]]; then
 		COMPREPLY=($(compgen -W "$verbs" -- "$current"))
+	elif [[ $verb == cancel ]]; then
+		COMPREPLY=($(compgen -W "$(dsctl ps 2>/dev/null | sed -n '2,$s/^ *\([0-9]*\) .*/\1/p')" -- "$current"))
 	fi
 }
 complete -F _dsctl dsctl

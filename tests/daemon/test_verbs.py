@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What dsctl shows of a daemon at work, and what an administrator does with it."""
+import fcntl
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import termios
+import time
+
+import pytest
+
+from dsdtest import BUILD, Daemon, pb
+
+DSCTL = os.path.join(BUILD, "client", "dsctl", "dsctl")
+PREFIX = "a system prompt that everybody of this host begins with. " * 4  # 228 bytes
+
+
+@pytest.fixture
+def daemon():
+    """Slow enough to be looked at; its administrative socket is where dsctl looks by itself."""
+    with Daemon(env={"DSD_FAKE_STEP_USEC": "2000"}) as d:
+        yield d
+
+
+def dsctl(daemon, *args, input=None, code=0, env=None, **kw):
+    p = subprocess.run([DSCTL, "--socket", daemon.socket, *args], capture_output=True, input=input, timeout=60,
+                       env=dict(os.environ, **(env or {})), **kw)
+    assert p.returncode == code, p
+    return p
+
+
+def objects(daemon, *args, **kw):
+    p = dsctl(daemon, *args, "--json", **kw)
+    assert p.stderr == b""
+    return [json.loads(line) for line in p.stdout.splitlines()]
+
+
+def ask(daemon, *args, **kw):
+    (o,) = objects(daemon, *args, **kw)
+    return o
+
+
+def start(client, **sampling):
+    """A request that goes on for long; its number."""
+    client.start("hello", max_tokens=8000, ignore_eos=True, **sampling)
+    number = client.recv().started.request
+    while client.recv().WhichOneof("msg") != "delta":
+        pass
+    return number
+
+
+# Requests ------------------------------------------------------------------------------------------------
+
+
+def test_ps_shows_what_the_protocol_lists(daemon):
+    assert ask(daemon, "ps") == {"requests": []}
+    c, d = daemon.client(), daemon.client()
+    numbers = [start(c), start(d)]
+    for args in ((), ("--all",)):
+        seen = ask(daemon, "ps", *args)["requests"]
+        assert [r["request"] for r in seen] == numbers
+        for r in seen:
+            assert (r["uid"], r["pid"], r["model"]) == (os.getuid(), os.getpid(), "fake")
+            assert (r["activity"], r["priority"]) == ("decode", "normal")
+            assert r["prompt_tokens"] == 6 and r["completion_tokens"] > 0 and r["pages"] > 0 and r["age_usec"] > 0
+    lines = dsctl(daemon, "ps").stdout.decode().splitlines()
+    assert lines[0].split() == ["REQUEST", "UID", "PID", "MODEL", "ACTIVITY", "PRIORITY", "PROMPT", "CACHED", "TOKENS",
+                                "PAGES", "AGE"]
+    assert [line.split()[0] for line in lines[1:]] == [str(n) for n in numbers]
+
+
+def test_cancel_ends_the_requests_it_names_and_no_other(daemon):
+    a, b, c = daemon.client(), daemon.client(), daemon.client()
+    first, second, third = start(a), start(b), start(c)
+    assert dsctl(daemon, "cancel", str(first)).stdout == b""
+    assert "by its user" in a.finish().error.message
+    p = dsctl(daemon, "cancel", "--json", "--all", str(first), str(second), code=1)
+    assert json.loads(p.stdout) == {"cancelled": [second]}
+    assert p.stderr.decode() == "dsctl: NOT_FOUND: no request %d: dsctl ps lists them\n" % first
+    e = b.finish().error
+    assert e.code == pb.CODE_CANCELLED and "administrator" in e.message
+    assert [r["request"] for r in ask(daemon, "ps")["requests"]] == [third]
+
+
+def test_cancel_wants_numbers(daemon):
+    assert b"want the number of a request" in dsctl(daemon, "cancel", code=2).stderr
+    c = daemon.client()
+    number = start(c)
+    assert b"got 'x'" in dsctl(daemon, "cancel", str(number), "x", code=2).stderr
+    assert len(ask(daemon, "ps")["requests"]) == 1  # nothing was done
+
+
+# What is cached ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["text", "stdin", "ids"])
+def test_a_published_prefix_is_found_until_it_is_unpublished(daemon, how):
+    ids = json.loads(dsctl(daemon, "tokenize", "--json", "--add-bos", PREFIX).stdout)["ids"]
+    args, input = {"text": ([PREFIX], None), "stdin": ([], PREFIX.encode()),
+                   "ids": (["--ids", ",".join(map(str, ids))], None)}[how]
+    assert ask(daemon, "publish", "system", *args, input=input) == {"name": "system", "tokens": 229}
+    assert ask(daemon, "stats")["models"][0]["pages_published"] == 3
+    c = daemon.client()
+    assert c.generate(PREFIX + "hello", max_tokens=2).usage.cached_tokens == 192
+    assert ask(daemon, "unpublish", "system") == {"name": "system"}
+    p = dsctl(daemon, "unpublish", "system", code=1)
+    assert p.stderr == b"dsctl: NOT_FOUND: nothing is published under that name\n" and p.stdout == b""
+    assert ask(daemon, "evict")["pages"] >= 3
+    assert c.generate(PREFIX + "hello", max_tokens=2).usage.cached_tokens == 0
+
+
+def test_a_published_system_message_is_found_by_conversations(daemon):
+    n = ask(daemon, "publish", "system", "--chat", PREFIX)["tokens"]
+    assert n > len(PREFIX)
+    c = daemon.client()
+    a = c.generate(chat=[(pb.ROLE_SYSTEM, PREFIX), (pb.ROLE_USER, "hello")], max_tokens=2)
+    assert a.error is None and a.usage.cached_tokens == n // 64 * 64 > 0
+    assert ask(daemon, "stats")["models"][0]["pages_published"] == n // 64
+
+
+def test_people_are_told_what_was_published_and_evicted(daemon):
+    assert dsctl(daemon, "publish", "system", PREFIX).stdout == b"system: 229 tokens published\n"
+    assert dsctl(daemon, "unpublish", "system").stdout == b""
+    assert dsctl(daemon, "evict", "fake").stdout == b"3 pages evicted\n"
+
+
+def test_wrong_lines_are_sentences(daemon):
+    assert b"want a name" in dsctl(daemon, "publish", code=2).stderr
+    assert b"--ids is the whole prefix" in dsctl(daemon, "publish", "x", "--ids", "1", "text", code=2).stderr
+    assert b"at least a page of 64" in dsctl(daemon, "publish", "x", "short", code=1).stderr
+    assert b"no model of that name" in dsctl(daemon, "evict", "none", code=1).stderr
+    assert b"want one" in dsctl(daemon, "unpublish", "a", "b", code=2).stderr
+
+
+# The administrative socket ---------------------------------------------------------------------------------
+
+
+def test_the_administrative_socket_is_named_by_option_environment_or_its_place(daemon, tmp_path):
+    admin = os.path.join(daemon.dir, "admin.sock")
+    none = str(tmp_path / "none.sock")
+    nowhere = dict(DSD_ADMIN_SOCKET=none)
+    assert none.encode() in dsctl(daemon, "evict", env=nowhere, code=3).stderr
+    assert dsctl(daemon, "evict", "--admin-socket", admin, env=nowhere).returncode == 0
+    assert dsctl(daemon, "evict", env=dict(DSD_ADMIN_SOCKET=admin)).returncode == 0
+    p = subprocess.run([DSCTL, "--socket", "dsd.sock", "evict"], cwd=daemon.dir, capture_output=True, timeout=30)
+    assert p.returncode == 0, p
+    p = dsctl(daemon, "evict", env=dict(DSD_ADMIN_SOCKET=daemon.socket), code=1)
+    assert b"UNIMPLEMENTED" in p.stderr and b"on this socket" in p.stderr
+
+
+def test_who_may_not_administrate_is_told_who_may(daemon):
+    if os.getuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    os.chmod(daemon.dir, 0o755)
+    os.chmod(daemon.socket, 0o666)
+    c = daemon.client()
+    number = start(c)
+    for path in (DSCTL, os.path.join(BUILD, "client", "libdsclient.so.0")):  # the build may lie where others cannot look
+        shutil.copy(path, daemon.dir)
+    other = dict(user=65501, group=65501, extra_groups=[], cwd="/", env=dict(LD_LIBRARY_PATH=daemon.dir),
+                 executable=os.path.join(daemon.dir, "dsctl"))
+    p = dsctl(daemon, "ps", "--all", code=3, **other)
+    assert p.stderr.decode() == ("dsctl: cannot connect to %s/admin.sock: Permission denied; administration is for root: "
+                                 "try sudo\n" % daemon.dir)
+    assert ask(daemon, "ps", **other) == {"requests": []}
+    assert b"no request %d" % number in dsctl(daemon, "cancel", str(number), code=1, **other).stderr
+
+
+# top -------------------------------------------------------------------------------------------------------
+
+
+def test_top_prints_an_object_for_each_interval(daemon):
+    c = daemon.client()
+    start(c)
+    ask(daemon, "publish", "system", PREFIX)
+    looks = objects(daemon, "top", "--count", "3", "--interval", "0.1")
+    assert len(looks) == 3
+    for look in looks:
+        (m,) = look["models"]
+        assert (m["name"], m["running"], m["waiting"], look["state"]) == ("fake", 1, 0, "ready")
+        assert sum(m["pages"].values()) == ask(daemon, "stats")["models"][0]["pages_total"]
+        assert m["pages"]["published"] == 3 and m["pages"]["in_use"] > 0
+        # One sequence: a step is a row is a token.
+        assert m["generated_tokens_per_second"] > 0 and m["rows_per_step"] == 1
+        assert m["hit_rate"] is None and m["prompt_tokens_per_second"] == 0
+        assert 0 < m["worker_share"] <= 1 and look["broker_share"] > 0 and look["seconds"] >= 0.1
+    assert looks[0]["uptime_usec"] < looks[1]["uptime_usec"] < looks[2]["uptime_usec"]
+
+
+def test_hits_are_those_of_the_interval(daemon):
+    """Three of four pages are found while top looks; the prompt before it found none."""
+    c = daemon.client()
+    c.generate(PREFIX, max_tokens=1)
+    top = subprocess.Popen([DSCTL, "--socket", daemon.socket, "top", "--json", "--interval", "0.1"], stdout=subprocess.PIPE)
+    assert json.loads(top.stdout.readline())["models"][0]["hit_rate"] is None
+    assert c.generate(PREFIX, max_tokens=1).usage.cached_tokens == 192
+    for line in top.stdout:
+        (m,) = json.loads(line)["models"]
+        if m["hit_rate"] is not None:
+            break
+    assert m["hit_rate"] == pytest.approx(192 / 229)
+    top.send_signal(signal.SIGINT)
+    assert top.wait(10) == 130
+    assert ask(daemon, "stats")["models"][0]["hit_rate"] == pytest.approx(192 / (2 * 229))
+
+
+def test_top_without_a_terminal_prints_lines(daemon):
+    p = dsctl(daemon, "top", "--count", "2", "--interval", "0.1")
+    lines = p.stdout.decode().splitlines()
+    assert len(lines) == 2 and all(" free, worker " in line for line in lines), lines
+    assert b"--interval: got 0, want" in dsctl(daemon, "top", "--interval", "0", code=2).stderr
+
+
+class Screen:
+    """dsctl top on a terminal of its own."""
+
+    def __init__(self, daemon, *options, term="xterm"):
+        self.fd, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 140, 0, 0))
+        self.before = termios.tcgetattr(slave)
+        self.slave = slave
+        self.process = subprocess.Popen([DSCTL, "--socket", daemon.socket, "top", "--interval", "0.1", *options], stdin=slave,
+                                        stdout=slave, stderr=slave, env=dict(os.environ, TERM=term), start_new_session=True)
+        self.seen = b""
+
+    def expect(self, *words):
+        end = time.monotonic() + 30
+        while not all(w.encode() in self.seen for w in words):
+            assert time.monotonic() < end and select.select([self.fd], [], [], 30)[0], (words, self.seen)
+            self.seen += os.read(self.fd, 65536)
+
+    def leave(self, key):
+        os.write(self.fd, key)
+        end = time.monotonic() + 30
+        while self.process.poll() is None and time.monotonic() < end:
+            if select.select([self.fd], [], [], 0.05)[0]:
+                self.seen += os.read(self.fd, 65536)
+        assert termios.tcgetattr(self.slave) == self.before  # as it was
+        return self.process.wait(1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.slave)
+        os.close(self.fd)
+
+
+def test_top_on_a_terminal_is_a_screen_that_q_leaves(daemon):
+    c = daemon.client()
+    number = start(c)
+    with Screen(daemon) as s:
+        s.expect("dsd ", "fake   1 running, 0 waiting", "# in use", "hits", "worker", "REQUEST", "decode", str(number))
+        assert s.leave(b"q") == 0
+        assert b"dsctl:" not in s.seen
+
+
+def test_what_ends_top_is_said_after_the_screen(daemon):
+    with Screen(daemon) as s:
+        s.expect("none of yours under way")
+        daemon.process.kill()
+        daemon.process.wait()
+        s.expect("dsctl: RETRYABLE: ")
+        assert s.seen.index(b"\x1b[?1049l") < s.seen.index(b"dsctl: ")  # back from the alternate screen
+        assert s.process.wait(10) == 1
+
+
+def test_a_terminal_that_cannot_be_drawn_on_gets_lines(daemon):
+    with Screen(daemon, "--count", "1", term="dumb") as s:
+        s.expect("fake: 0 running", " free, worker ")
+        assert s.process.wait(10) == 0
