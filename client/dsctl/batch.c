@@ -46,12 +46,14 @@ struct batch {
 	uint32_t parallel;
 	uint64_t set;
 	bool unordered;
+	struct arg_list stop;
 
 	struct session session;
 	FILE *file;
 	char *line; /* of getline() */
 	size_t line_bytes;
 	bool ended, lost;
+	struct json_object *ids; /* of all requests so far, as JSON has them, and their numbers */
 
 	struct job *jobs;
 	size_t n_jobs, n_running;
@@ -72,6 +74,7 @@ static const struct arg_option options[] = {
 	{"--model", "NAME", "where a line does not say; default: the first one", ARG_STRING,
 	 .offset = offsetof(struct batch, request.model)},
 	SAMPLING_OPTIONS(struct batch, request),
+	SAMPLING_STOP(struct batch, stop),
 };
 
 /* ---------------------------------------------------------------- the bar */
@@ -270,6 +273,26 @@ static int next_line(struct batch *t, size_t *ret_n)
 	return 1;
 }
 
+/* Answers are told apart by their ids. */
+static int note_id(struct batch *t, const struct job *j, char why[static BATCH_WHY_BYTES])
+{
+	struct json_object *first = NULL, *number = json_object_new_uint64(j->number);
+	const char *id = json_object_to_json_string(j->b.id ?: number);
+
+	if (id && json_object_object_get_ex(t->ids, id, &first)) {
+		snprintf(why, BATCH_WHY_BYTES,
+			 "id %.80s is that of request %" PRIu64 " of the file: want each once", id,
+			 json_object_get_uint64(first));
+		json_object_put(number);
+		return -EINVAL;
+	}
+	if (id && json_object_object_add(t->ids, id, number) == 0)
+		return 0;
+	json_object_put(number);
+	snprintf(why, BATCH_WHY_BYTES, "out of memory");
+	return -ENOMEM;
+}
+
 /* Reads a line into a free job. Return: 1, 0: the end, or an exit status below 0. */
 static int read_job(struct batch *t, struct job *j)
 {
@@ -281,7 +304,10 @@ static int read_job(struct batch *t, struct job *j)
 		return r;
 	j->number = t->next_number++;
 	j->state = JOB_READY;
-	if (batch_request_init(&j->b, &t->request, t->line, n, why) < 0) {
+	r = batch_request_init(&j->b, &t->request, t->line, n, why);
+	if (r == 0)
+		r = note_id(t, j, why);
+	if (r < 0) {
 		job_fail(j, DSC_CODE_INVALID_ARGUMENT, why);
 		job_end(t, j);
 	}
@@ -389,7 +415,8 @@ static int open_batch(struct batch *t, const struct global *global, const char *
 		return say(STATUS_FAILED, "%s: %s", path, strerror(errno));
 	t->n_jobs = (size_t)WINDOW * t->parallel;
 	t->jobs = calloc(t->n_jobs, sizeof(*t->jobs));
-	if (!t->jobs)
+	t->ids = json_object_new_object();
+	if (!t->jobs || !t->ids)
 		return say(STATUS_FAILED, "out of memory");
 	r = session_open(&t->session, global);
 	if (r != 0)
@@ -417,12 +444,17 @@ static int run(const struct global *global, void *data, char **args, size_t n_ar
 		return say(STATUS_USAGE, "--parallel: got %u, want 1 to %u", t->parallel,
 			   PARALLEL_MAX);
 	t->request.size = sizeof(t->request);
+	r = sampling_set_stop(&t->request, &t->stop);
+	if (r != 0)
+		return r;
 	t->session.signal_fd = -EBADF;
 	r = open_batch(t, global, args[0]);
 	for (size_t i = 0; t->jobs && i < t->n_jobs; i++)
 		job_done(&t->jobs[i]);
 	free(t->jobs);
 	free(t->line);
+	free((void *)t->request.stop);
+	json_object_put(t->ids);
 	if (t->file && t->file != stdin)
 		fclose(t->file);
 	session_close(&t->session);

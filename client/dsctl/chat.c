@@ -42,8 +42,7 @@ static const struct arg_option options[] = {
 	{"--system", "TEXT", "the system message", ARG_STRING,
 	 .offset = offsetof(struct chat, system)},
 	SAMPLING_OPTIONS(struct chat, request),
-	{"--stop", "TEXT", "end before TEXT; may be repeated", ARG_LIST,
-	 .offset = offsetof(struct chat, stop)},
+	SAMPLING_STOP(struct chat, stop),
 };
 
 /* ---------------------------------------------------------------- what is said beside the answers */
@@ -338,6 +337,8 @@ static void print_setting(const struct chat *c, const struct arg_option *o)
 	fprintf(f, "  %-20s ", o->name + strlen("--"));
 	if (!is_set(c, o))
 		fprintf(f, "default\n");
+	else if (o->kind == ARG_BITS)
+		fprintf(f, "on\n");
 	else if (o->kind == ARG_FLOAT)
 		fprintf(f, "%g\n", (double)*(const float *)at);
 	else if (o->kind == ARG_U64)
@@ -386,6 +387,9 @@ static int run_set(struct chat *c, char *arguments)
 		*(uint64_t *)((uint8_t *)c + o->set_offset) &= ~o->bits;
 		return STATUS_OK;
 	}
+	if (o->kind == ARG_BITS && strcmp(value, "on") != 0)
+		return say(STATUS_FAILED, "/set %s: got '%s', want on or default", arguments,
+			   value);
 	return args_store(o, c, value) == 0 ? STATUS_OK : STATUS_FAILED;
 }
 
@@ -575,22 +579,17 @@ static int open_chat(struct chat *c, const struct global *global)
 static int run(const struct global *global, void *data, char **args, size_t n_args)
 {
 	struct chat *c = data;
-	struct dsc_stop *stop;
 	int r;
 
 	if (n_args > 0)
 		return say(STATUS_USAGE,
 			   "chat: got '%s', want no arguments: messages come from standard input",
 			   args[0]);
-	stop = calloc(c->stop.n + 1, sizeof(*stop));
-	if (!stop)
-		return say(STATUS_FAILED, "out of memory");
-	for (size_t i = 0; i < c->stop.n; i++)
-		stop[i] = (struct dsc_stop){c->stop.items[i], strlen(c->stop.items[i])};
+	r = sampling_set_stop(&c->request, &c->stop);
+	if (r != 0)
+		return r;
 	c->request.size = sizeof(c->request);
 	c->request.prompt = DSC_PROMPT_CHAT;
-	c->request.stop = stop;
-	c->request.n_stop = c->stop.n;
 	c->session.signal_fd = -EBADF;
 	c->json = global->json;
 	c->screen = isatty(STDOUT_FILENO);
@@ -599,7 +598,7 @@ static int run(const struct global *global, void *data, char **args, size_t n_ar
 	session_close(&c->session);
 	conversation_done(&c->talk);
 	free(c->dropped.data);
-	free(stop);
+	free((void *)c->request.stop);
 	return r;
 }
 

@@ -34,8 +34,7 @@ static const struct arg_option options[] = {
 	SAMPLING_OPTIONS(struct generate, request),
 	{"--logit-bias", "ID=X", "add X to the logit of a token; may be repeated", ARG_LIST,
 	 FIELD(bias)},
-	{"--stop", "TEXT", "end before TEXT; may be repeated", ARG_LIST, FIELD(stop)},
-	{"--ignore-eos", NULL, "go on after an end token", ARG_BITS, SWITCH(DSC_SET_IGNORE_EOS)},
+	SAMPLING_STOP(struct generate, stop),
 	{"--n", "N", "so many choices", ARG_U32, NUMBER(n, DSC_SET_N)},
 	{"--echo", NULL, "the answer begins with the prompt", ARG_BITS, SWITCH(DSC_SET_ECHO)},
 	{"--logprobs", "K", "with --json: log-probabilities of each token and the K best", ARG_U32,
@@ -52,7 +51,6 @@ struct parts {
 	struct text prompt;
 	struct dsc_message messages[2];
 	uint32_t *ids;
-	struct dsc_stop *stop;
 	struct dsc_bias *bias;
 };
 
@@ -60,7 +58,6 @@ static void parts_done(struct parts *p)
 {
 	free(p->prompt.data);
 	free(p->ids);
-	free(p->stop);
 	free(p->bias);
 }
 
@@ -132,21 +129,18 @@ static int take_bias(const char *text, struct dsc_bias *ret)
 
 static int take_lists(struct generate *g, struct parts *p)
 {
-	int r;
+	int r = sampling_set_stop(&g->request, &g->stop);
 
-	p->stop = calloc(g->stop.n + 1, sizeof(*p->stop));
+	if (r != 0)
+		return r;
 	p->bias = calloc(g->bias.n + 1, sizeof(*p->bias));
-	if (!p->stop || !p->bias)
+	if (!p->bias)
 		return say(STATUS_FAILED, "out of memory");
-	for (size_t i = 0; i < g->stop.n; i++)
-		p->stop[i] = (struct dsc_stop){g->stop.items[i], strlen(g->stop.items[i])};
 	for (size_t i = 0; i < g->bias.n; i++) {
 		r = take_bias(g->bias.items[i], &p->bias[i]);
 		if (r != 0)
 			return r;
 	}
-	g->request.stop = p->stop;
-	g->request.n_stop = g->stop.n;
 	g->request.logit_bias = p->bias;
 	g->request.n_logit_bias = g->bias.n;
 	return 0;
@@ -253,6 +247,7 @@ static int run(const struct global *global, void *data, char **args, size_t n_ar
 	if (r == 0)
 		r = send(global, g);
 	parts_done(&p);
+	free((void *)g->request.stop);
 	return r;
 }
 

@@ -6,6 +6,20 @@
 
 #include "args.h"
 
+/**
+ * sampling_set_stop() - put the texts of SAMPLING_STOP's list into a request
+ *
+ * Return: 0, or an exit status after a sentence. Free request->stop.
+ */
+int sampling_set_stop(struct dsc_request *request, const struct arg_list *list);
+
+/* `member` is the list. */
+#define SAMPLING_STOP(type, member)                                                                \
+	{                                                                                          \
+		"--stop", "TEXT", "end before TEXT; may be repeated", ARG_LIST,                    \
+			.offset = offsetof(type, member)                                           \
+	}
+
 #define SAMPLING_NUMBER(type, member, field, bit)                                                  \
 	.offset = offsetof(type, member.field), .set_offset = offsetof(type, member.set),          \
 	.bits = (bit)
@@ -32,8 +46,10 @@
 		{"--presence-penalty", "X",                                                        \
 		 "subtract from the logits of tokens that were generated; 0: off", ARG_FLOAT,      \
 		 SAMPLING_NUMBER(type, member, presence_penalty, DSC_SET_PRESENCE_PENALTY)},       \
+		{"--frequency-penalty", "X", "the same for each time they were; 0: off",           \
+		 ARG_FLOAT,                                                                        \
+		 SAMPLING_NUMBER(type, member, frequency_penalty, DSC_SET_FREQUENCY_PENALTY)},     \
 	{                                                                                          \
-		"--frequency-penalty", "X", "the same for each time they were; 0: off", ARG_FLOAT, \
-			SAMPLING_NUMBER(type, member, frequency_penalty,                           \
-					DSC_SET_FREQUENCY_PENALTY)                                 \
+		"--ignore-eos", NULL, "go on after an end token", ARG_BITS,                        \
+			.set_offset = offsetof(type, member.set), .bits = DSC_SET_IGNORE_EOS       \
 	}

@@ -191,6 +191,8 @@ static int run(const struct global *global, void *data, char **args, size_t n_ar
 		score->request.text = text.data;
 		score->request.text_bytes = text.bytes;
 	}
+	if (r == 0 && score->request.n_ids == 0 && score->request.text_bytes == 0)
+		r = say(STATUS_USAGE, "score: got nothing, want a text or token ids");
 	if (r == 0)
 		r = score_and_print(global, score);
 	free(text.data);

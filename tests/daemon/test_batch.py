@@ -133,3 +133,29 @@ def test_a_terminal_gets_a_bar_on_standard_error_alone(fake, tmp_path):
     bar = os.read(screen, 65536).decode()
     os.close(screen)
     assert p.returncode == 0 and p.stdout.count(b"\n") == 5 and "5/5, 0 failed" in bar and bar.endswith("\r\n")
+
+
+def test_an_id_that_was_there_is_refused_by_its_name(fake, tmp_path):
+    """Given or by default; a string is no number."""
+    requests = [{"id": "a", "prompt": "x"}, {"id": 3, "prompt": "x"}, {"id": "a", "prompt": "x"}, {"prompt": "x"},
+                {"id": "3", "prompt": "x"}, {"prompt": "x"}, {"id": 5, "prompt": "x"}]
+    _, got = run(fake, write(tmp_path / "f", requests), "--max-tokens", "2", code=1)
+    assert [g["id"] for g in got] == ["a", 3, "a", 3, "3", 5, 5]
+    assert [i for i, g in enumerate(got) if "error" in g] == [2, 3, 6]
+    assert got[2]["error"] == {"code": "INVALID_ARGUMENT",
+                               "message": 'id "a" is that of request 0 of the file: want each once'}
+    assert "id 3 is that of request 1 " in got[3]["error"]["message"]
+    assert "id 5 is that of request 5 " in got[6]["error"]["message"]
+
+
+def test_stop_and_ignore_eos_hold_where_a_line_does_not_say(fake, tmp_path):
+    c = fake.client()
+    want = c.generate("x", max_tokens=40, temperature=0, ignore_eos=True).text.decode()
+    c.close()
+    first, other = want[8:14], want[24:30]
+    assert want.index(first) < want.index(other)
+    requests = [{"prompt": "x"}, {"prompt": "x", "stop": other}, {"prompt": "x", "stop": []}]
+    _, got = run(fake, write(tmp_path / "f", requests), "--temperature", "0", "--max-tokens", "40", "--ignore-eos",
+                 "--stop", first)
+    assert [(g["text"], g["finish"]) for g in got] == [(want[:want.index(first)], "stop"),
+                                                      (want[:want.index(other)], "stop"), (want, "length")]

@@ -196,6 +196,20 @@ def test_a_failed_turn_is_dropped_and_the_next_ones_go_on(fake):
     assert b["usage"]["prompt_tokens"] - a["usage"]["prompt_tokens"] == len(" ") + answer + 1 + len("User: b\n\nAssistant:")
 
 
+def test_an_end_token_is_passed_over_where_that_is_asked_for(fake):
+    c = fake.client()
+    for text in map(chr, range(97, 123)):
+        if c.generate(chat=[(2, text)], temperature=0, max_tokens=200).finish == 1:  # an end token comes
+            break
+    c.close()
+    fixed = ("--temperature", "0", "--max-tokens", "200")
+    assert [o["finish"] for o in objects(fake, text + "\n/set ignore_eos on\n/retry\n/set ignore-eos default\n/retry\n", *fixed)] == [
+        "eos", "length", "eos"]
+    assert objects(fake, text, "--ignore-eos", *fixed)[0]["finish"] == "length"
+    assert b"/set ignore_eos: got 'off', want on or default" in pipe(fake, "/set ignore_eos off", code=1).stderr
+    assert re.search(rb"ignore-eos +on\n", pipe(fake, "/set", "--ignore-eos").stderr)
+
+
 def test_retry_undo_and_stats_without_a_turn_are_sentences(fake):
     p = pipe(fake, "/retry\n/undo\n/stats\n", code=1)
     assert p.stdout == b"" and p.stderr.count(b"dsctl: ") == 3 and p.stderr.count(b"\n") == 3

@@ -69,6 +69,12 @@ def test_errors_are_one_sentence_and_documented_codes(fake, tmp_path):
     assert p.returncode == 3 and str(tmp_path).encode() in p.stderr
 
 
+def test_nothing_has_no_score(fake):
+    for args, input in ((("",), None), ((), b""), (("--ids", ""), None)):
+        p = dsctl(fake, "score", *args, input=input, code=2)
+        assert p.stdout == b"" and p.stderr == b"dsctl: score: got nothing, want a text or token ids\n"
+
+
 def test_ping_waits_for_a_daemon_that_comes(tmp_path):
     path = str(tmp_path / "s")
     waiting = subprocess.Popen([DSCTL, "--socket", path, "ping", "--wait", "30"], stdout=subprocess.PIPE)
