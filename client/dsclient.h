@@ -55,7 +55,13 @@ enum dsc_code {
 	DSC_CODE_INTERNAL = 14,
 };
 
-enum dsc_state { DSC_STATE_LOADING = 1, DSC_STATE_READY = 2, DSC_STATE_DEGRADED = 3 };
+/* IDLE: unloaded for want of requests; the next one loads it. */
+enum dsc_state {
+	DSC_STATE_LOADING = 1,
+	DSC_STATE_READY = 2,
+	DSC_STATE_DEGRADED = 3,
+	DSC_STATE_IDLE = 4
+};
 enum dsc_role { DSC_ROLE_SYSTEM = 1, DSC_ROLE_USER = 2, DSC_ROLE_ASSISTANT = 3 };
 enum dsc_priority { DSC_PRIORITY_INTERACTIVE = 1, DSC_PRIORITY_NORMAL = 2, DSC_PRIORITY_BATCH = 3 };
 /* An end token, a stop string (not part of the text), or max_tokens or the end of the context. */
@@ -249,9 +255,10 @@ enum dsc_event_type {
 	DSC_EVENT_TOKENS = 4,   /* tokenize: ids; score: tokens */
 	DSC_EVENT_MODELS = 5,
 	DSC_EVENT_STATS = 6,
-	DSC_EVENT_DONE = 7,     /* the last event of a request that did what was asked */
-	DSC_EVENT_ERROR = 8,    /* the last event of any other */
-	DSC_EVENT_REQUESTS = 9, /* list: once or more, each with some of them */
+	DSC_EVENT_DONE = 7,      /* the last event of a request that did what was asked */
+	DSC_EVENT_ERROR = 8,     /* the last event of any other */
+	DSC_EVENT_REQUESTS = 9,  /* list: once or more, each with some of them */
+	DSC_EVENT_PROGRESS = 10, /* load, unload, reload, drain: any number */
 };
 
 /* Made by the library, which may append members in later versions. */
@@ -300,6 +307,10 @@ struct dsc_event {
 
 	/* DONE of publish: tokens published; of unpublish: 1; of evict: pages forgotten */
 	uint64_t count;
+
+	/* PROGRESS */
+	const char *stage;
+	float progress; /* 0 to 1 */
 };
 
 /* ---------------------------------------------------------------- connection */
@@ -402,6 +413,20 @@ int dsc_publish(struct dsc *c, const char *name, const struct dsc_request *reque
 int dsc_unpublish(struct dsc *c, const char *name, const char *model, struct dsc_stream **ret);
 /** dsc_evict() - forget what is cached and in nobody's use; DONE counts the pages. */
 int dsc_evict(struct dsc *c, const char *model, struct dsc_stream **ret);
+
+/* These tell PROGRESS, and DONE comes when it is done. What was begun goes on if the stream is cancelled. */
+
+/** dsc_load() - serve a model directory, by its @path as the daemon sees it; @name NULL: the directory's. */
+int dsc_load(struct dsc *c, const char *path, const char *name, struct dsc_stream **ret);
+/** dsc_unload() - let a model's requests finish, take no new ones, and end its worker. */
+int dsc_unload(struct dsc *c, const char *model, struct dsc_stream **ret);
+#define DSC_RELOAD_DRAIN                                                                           \
+	1u /* end the running worker first: for want of memory; requests wait meanwhile */
+/** dsc_reload() - load a model's files anew; what cannot be loaded leaves the running worker serving. */
+int dsc_reload(struct dsc *c, const char *model, unsigned flags, struct dsc_stream **ret);
+#define DSC_DRAIN_UNDO 1u /* take requests again */
+/** dsc_drain() - refuse a model's new requests as RETRYABLE; DONE when those under way have finished. */
+int dsc_drain(struct dsc *c, const char *model, unsigned flags, struct dsc_stream **ret);
 
 /**
  * dsc_next() - take the next event, if one has come; never blocks

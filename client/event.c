@@ -433,10 +433,29 @@ static int event_requests(struct dsc_stream *s, const Dsd__ListReply *m)
 
 /* ---------------------------------------------------------------- which frame answers what */
 
-/* An Ack answers several kinds, each other frame one. */
+static int event_progress(struct dsc_stream *s, const Dsd__Progress *m)
+{
+	struct room room;
+	struct event_node *node = node_new(DSC_EVENT_PROGRESS, room_for_string(m->stage), &room);
+
+	if (!node)
+		return -ENOMEM;
+	node->event.stage = put_string(&room, m->stage);
+	node->event.progress = m->done;
+	append(s, node);
+	return 0;
+}
+
+/* Ack and Progress answer several kinds, each other frame one. */
+static bool takes_progress(enum stream_kind kind)
+{
+	return kind == STREAM_LOAD || kind == STREAM_UNLOAD || kind == STREAM_RELOAD ||
+	       kind == STREAM_DRAIN;
+}
+
 static bool takes_ack(enum stream_kind kind)
 {
-	return kind == STREAM_CANCEL_REQUEST || kind == STREAM_PUBLISH ||
+	return takes_progress(kind) || kind == STREAM_CANCEL_REQUEST || kind == STREAM_PUBLISH ||
 	       kind == STREAM_UNPUBLISH || kind == STREAM_EVICT;
 }
 
@@ -464,6 +483,8 @@ int event_from_frame(struct dsc_stream *s, const Dsd__ServerFrame *f)
 				   f->error->message);
 	if (f->msg_case == DSD__SERVER_FRAME__MSG_ACK && takes_ack(s->kind))
 		return event_done(s, NULL, f->ack->count);
+	if (f->msg_case == DSD__SERVER_FRAME__MSG_PROGRESS && takes_progress(s->kind))
+		return event_progress(s, f->progress);
 	/* An answer of another kind, or one that a later daemon gives. */
 	if (f->msg_case == DSD__SERVER_FRAME__MSG_HELLO ||
 	    (size_t)f->msg_case >= sizeof(kind_of) / sizeof(kind_of[0]) ||

@@ -41,15 +41,21 @@ enum stream_kind {
 	STREAM_CANCEL_REQUEST,
 	STREAM_PUBLISH,
 	STREAM_UNPUBLISH,
-	STREAM_EVICT
+	STREAM_EVICT,
+	STREAM_LOAD,
+	STREAM_UNLOAD,
+	STREAM_RELOAD,
+	STREAM_DRAIN
 };
 
 /* What a call asks for; what its kind does not read is 0. */
 struct ask {
 	enum stream_kind kind;
 	const struct dsc_request *request;
-	const char *name;  /* publish, unpublish */
-	const char *model; /* unpublish, evict */
+	const char *name;  /* publish, unpublish, load */
+	const char *model; /* unpublish, evict, unload, reload, drain */
+	const char *path;  /* load */
+	unsigned flags;    /* reload, drain */
 	uint64_t number;   /* cancel_request */
 };
 

@@ -270,6 +270,46 @@ static int send_publish(struct dsc *c, Dsd__ClientFrame *frame, const char *name
 	return dsc_send(c, frame);
 }
 
+static int send_model_verb(struct dsc *c, Dsd__ClientFrame *frame, const struct ask *ask)
+{
+	Dsd__Load load = DSD__LOAD__INIT;
+	Dsd__Unload unload = DSD__UNLOAD__INIT;
+	Dsd__Reload reload = DSD__RELOAD__INIT;
+	Dsd__Drain drain = DSD__DRAIN__INIT;
+
+	if (ask->flags & ~1u)
+		return dsc_fail(c, -EINVAL, DSC_CODE_NONE, "flags: got %#x, want 0 or 1",
+				ask->flags);
+	switch (ask->kind) {
+	case STREAM_LOAD:
+		load.path = (char *)ask->path;
+		load.name = (char *)ask->name;
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_LOAD;
+		frame->load = &load;
+		break;
+	case STREAM_UNLOAD:
+		unload.model = (char *)ask->model;
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_UNLOAD;
+		frame->unload = &unload;
+		break;
+	case STREAM_RELOAD:
+		reload.model = (char *)ask->model;
+		reload.has_drain = reload.drain = (ask->flags & DSC_RELOAD_DRAIN) != 0;
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_RELOAD;
+		frame->reload = &reload;
+		break;
+	case STREAM_DRAIN:
+		drain.model = (char *)ask->model;
+		drain.has_undo = drain.undo = (ask->flags & DSC_DRAIN_UNDO) != 0;
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_DRAIN;
+		frame->drain = &drain;
+		break;
+	default:
+		return -EINVAL;
+	}
+	return dsc_send(c, frame);
+}
+
 static int send_kind(struct dsc *c, Dsd__ClientFrame *frame, const struct ask *ask, struct parts *p,
 		     const struct dsc_request *q)
 {
@@ -319,6 +359,11 @@ static int send_kind(struct dsc *c, Dsd__ClientFrame *frame, const struct ask *a
 		frame->msg_case = DSD__CLIENT_FRAME__MSG_EVICT;
 		frame->evict = &evict;
 		return dsc_send(c, frame);
+	case STREAM_LOAD:
+	case STREAM_UNLOAD:
+	case STREAM_RELOAD:
+	case STREAM_DRAIN:
+		return send_model_verb(c, frame, ask);
 	}
 	return -EINVAL;
 }

@@ -88,6 +88,26 @@ int dsc_evict(struct dsc *c, const char *model, struct dsc_stream **ret)
 	return start(c, &(struct ask){.kind = STREAM_EVICT, .model = model}, ret);
 }
 
+int dsc_load(struct dsc *c, const char *path, const char *name, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_LOAD, .path = path, .name = name}, ret);
+}
+
+int dsc_unload(struct dsc *c, const char *model, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_UNLOAD, .model = model}, ret);
+}
+
+int dsc_reload(struct dsc *c, const char *model, unsigned flags, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_RELOAD, .model = model, .flags = flags}, ret);
+}
+
+int dsc_drain(struct dsc *c, const char *model, unsigned flags, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_DRAIN, .model = model, .flags = flags}, ret);
+}
+
 int dsc_next(struct dsc_stream *s, const struct dsc_event **ret)
 {
 	struct event_node *node = s->first;

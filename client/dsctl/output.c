@@ -171,7 +171,7 @@ void duration_text(uint64_t usec, char ret[static 32])
 
 const char *state_text(int state)
 {
-	static const char *const names[] = {"unknown", "loading", "ready", "degraded"};
+	static const char *const names[] = {"unknown", "loading", "ready", "degraded", "idle"};
 
 	return state > 0 && state < (int)(sizeof(names) / sizeof(names[0])) ? names[state]
 									    : names[0];

@@ -40,7 +40,9 @@ static int open_at(struct session *s)
 
 int session_open(struct session *s, const struct global *global)
 {
-	*s = (struct session){.path = dsc_socket_path(global->socket), .signal_fd = -EBADF};
+	*s = (struct session){.path = dsc_socket_path(global->socket),
+			      .quiet = global->json,
+			      .signal_fd = -EBADF};
 	return open_at(s);
 }
 
@@ -49,7 +51,8 @@ int session_open_admin(struct session *s, const struct global *global)
 	const char *path = global->admin_socket ?: getenv("DSD_ADMIN_SOCKET");
 	const char *socket = dsc_socket_path(global->socket), *name = strrchr(socket, '/');
 
-	*s = (struct session){.path = path, .admin = true, .signal_fd = -EBADF};
+	*s = (struct session){
+		.path = path, .admin = true, .quiet = global->json, .signal_fd = -EBADF};
 	if (!path || !*path) {
 		snprintf(s->beside, sizeof(s->beside), "%.*sadmin.sock",
 			 name ? (int)(name + 1 - socket) : 0, socket);
@@ -164,22 +167,47 @@ int session_collect(struct session *s, int r, struct dsc_stream *stream, struct 
 	return 0;
 }
 
+/* A bar that is drawn over; without a stage it goes. */
+static void draw_progress(const struct session *s, const char *stage, float progress)
+{
+	static const char full[] = "##############################";
+	int cells = (int)(progress * (float)(sizeof(full) - 1));
+
+	if (s->quiet || !isatty(STDERR_FILENO))
+		return;
+	fputs("\r\033[K", stderr);
+	if (stage)
+		fprintf(stderr, "[%-*.*s] %3.0f%% %s", (int)sizeof(full) - 1, cells, full,
+			(double)progress * 100, stage);
+	fflush(stderr);
+}
+
 int session_done(struct session *s, int r, struct dsc_stream *stream, uint64_t *ret)
 {
 	const struct dsc_event *e;
 	int status = STATUS_OK;
+	bool shown = false;
 
 	if (r < 0)
 		return session_status(s);
 	while (status == STATUS_OK && (r = session_next(s, stream, &e)) > 0) {
+		if (e->type == DSC_EVENT_PROGRESS) {
+			draw_progress(s, e->stage, e->progress);
+			shown = true;
+			continue;
+		}
+		if (shown)
+			draw_progress(s, NULL, 0);
+		shown = false;
 		if (e->type == DSC_EVENT_ERROR)
 			status = session_status(s);
 		if (e->type == DSC_EVENT_DONE && ret)
 			*ret = e->count;
 	}
+	if (shown)
+		draw_progress(s, NULL, 0);
 	if (status == STATUS_OK && r < 0)
-		status = s->interrupted ? STATUS_INTERRUPTED
-					: say(STATUS_FAILED, "%s", strerror(-r));
+		status = session_failed(s, r);
 	dsc_stream_free(stream);
 	return status;
 }

@@ -11,6 +11,7 @@ struct global;
 struct session {
 	struct dsc *c;
 	const char *path;
+	bool quiet;            /* nothing is said to people but failures */
 	bool admin;            /* path is the administrative socket */
 	int signal_fd;         /* SIGINT */
 	bool interrupted;      /* it came */
@@ -53,6 +54,9 @@ int session_next(struct session *s, struct dsc_stream *stream, const struct dsc_
 int session_collect(struct session *s, int r, struct dsc_stream *stream, struct dsc_result **ret);
 /**
  * session_done() - wait for the end of a request that has no answer but that it was done
+ *
+ * Its progress, if it tells any, is shown on standard error, if that is a terminal.
+ *
  * @r:      what starting the request returned
  * @stream: freed
  * @ret:    what DSC_EVENT_DONE counts; NULL: no matter

@@ -20,3 +20,7 @@ extern const struct verb verb_cancel;
 extern const struct verb verb_publish;
 extern const struct verb verb_unpublish;
 extern const struct verb verb_evict;
+extern const struct verb verb_load;
+extern const struct verb verb_unload;
+extern const struct verb verb_reload;
+extern const struct verb verb_drain;

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # bash completion of dsctl. Asks dsctl itself, so it knows what that version knows.
+_dsctl_models()
+{
+	dsctl models 2>/dev/null | sed -n '2,$s/^\([^ :]*\) .*/\1/p'
+}
+
 _dsctl()
 {
 	local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} verb= i
@@ -24,7 +29,7 @@ _dsctl()
 		return
 		;;
 	--model)
-		COMPREPLY=($(compgen -W "$(dsctl models 2>/dev/null | sed -n '2,$s/^\([^ :]*\) .*/\1/p')" -- "$current"))
+		COMPREPLY=($(compgen -W "$(_dsctl_models)" -- "$current"))
 		return
 		;;
 	esac
@@ -32,6 +37,11 @@ _dsctl()
 		COMPREPLY=($(compgen -W "$(dsctl $verb --help 2>/dev/null | sed -n 's/^  \(--[a-z-]*\).*/\1/p')" -- "$current"))
 	elif [[ -z $verb ]]; then
 		COMPREPLY=($(compgen -W "$verbs" -- "$current"))
+	elif [[ $verb == @(evict|unload|reload|drain) ]]; then
+		COMPREPLY=($(compgen -W "$(_dsctl_models)" -- "$current"))
+	elif [[ $verb == load ]]; then
+		compopt -o filenames
+		COMPREPLY=($(compgen -d -- "$current"))
 	elif [[ $verb == cancel ]]; then
 		COMPREPLY=($(compgen -W "$(dsctl ps 2>/dev/null | sed -n '2,$s/^ *\([0-9]*\) .*/\1/p')" -- "$current"))
 	fi

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from dsdtest import BUILD, Daemon, pb
+from test_reload import SMALL, synthetic
 
 DSCTL = os.path.join(BUILD, "client", "dsctl", "dsctl")
 PREFIX = "a system prompt that everybody of this host begins with. " * 4  # 228 bytes
@@ -137,6 +138,60 @@ def test_wrong_lines_are_sentences(daemon):
     assert b"want one" in dsctl(daemon, "unpublish", "a", "b", code=2).stderr
 
 
+# Models --------------------------------------------------------------------------------------------------
+
+
+def names(daemon):
+    return [m["name"] for m in ask(daemon, "models")["models"]]
+
+
+def test_models_are_loaded_reloaded_and_unloaded(tmp_path):
+    one, two = synthetic(tmp_path / "one", 1), synthetic(tmp_path / "two", 2)
+    with Daemon(*SMALL, fake=False, model=one) as d:
+        assert ask(d, "load", two) == {"path": two}
+        p = subprocess.run([DSCTL, "--socket", d.socket, "load", "two", "--name", "three"], cwd=tmp_path, capture_output=True)
+        assert (p.returncode, p.stdout, p.stderr) == (0, b"", b"")
+        assert names(d) == ["one", "two", "three"]
+        p = dsctl(d, "load", two, code=1)
+        assert b"dsctl reload loads its files anew" in p.stderr
+        p = dsctl(d, "load", str(tmp_path / "none"), code=4)
+        assert p.stderr.startswith(b"dsctl: MODEL_INVALID: ") and b"none" in p.stderr
+        synthetic(two, 3)
+        digest = {m["name"]: m["digest"] for m in ask(d, "models")["models"] if "digest" in m}
+        assert ask(d, "reload", "two") == {"model": "two"}
+        assert ask(d, "reload", "three", "--drain") == {"model": "three"}
+        now = {m["name"]: m["digest"] for m in ask(d, "models")["models"] if "digest" in m}
+        assert now["one"] == digest["one"] and now["two"] == now["three"] != digest["two"]
+        assert ask(d, "unload", "two") == {"model": "two"} and "two" not in names(d)
+        assert b"no model of that name" in dsctl(d, "unload", "two", code=1).stderr
+
+
+def test_a_drained_model_refuses_until_that_is_undone(daemon):
+    c = daemon.client()
+    number = start(c)
+    drain = subprocess.Popen([DSCTL, "--socket", daemon.socket, "drain", "--json"], stdout=subprocess.PIPE)
+    refused = daemon.client()
+    while (a := refused.generate("x", max_tokens=1)).error is None:
+        pass
+    assert a.error.code == pb.CODE_RETRYABLE and drain.poll() is None  # it waits for the one under way
+    dsctl(daemon, "cancel", str(number))
+    assert json.loads(drain.communicate(timeout=30)[0]) == {"model": None} and drain.returncode == 0
+    assert ask(daemon, "drain", "fake", "--undo") == {"model": "fake"}
+    assert refused.generate("x", max_tokens=1).error is None
+
+
+def test_a_terminal_is_shown_the_progress(tmp_path):
+    path = synthetic(tmp_path / "one", 1)
+    with Daemon(*SMALL, fake=False, model=path) as d:
+        screen, slave = pty.openpty()
+        p = subprocess.run([DSCTL, "--socket", d.socket, "reload"], stdout=subprocess.PIPE, stderr=slave, timeout=60)
+        os.close(slave)
+        bar = os.read(screen, 65536).decode()
+        os.close(screen)
+        assert p.returncode == 0 and p.stdout == b""
+        assert "] " in bar and "% starting" in bar and bar.endswith("\r\x1b[K")
+
+
 # The administrative socket ---------------------------------------------------------------------------------
 
 
@@ -206,7 +261,9 @@ def test_hits_are_those_of_the_interval(daemon):
     assert m["hit_rate"] == pytest.approx(192 / 229)
     top.send_signal(signal.SIGINT)
     assert top.wait(10) == 130
-    assert ask(daemon, "stats")["models"][0]["hit_rate"] == pytest.approx(192 / (2 * 229))
+    s = c.stats().models[0]
+    assert s.cached_tokens == 192
+    assert ask(daemon, "stats")["models"][0]["hit_rate"] == pytest.approx(192 / (192 + s.prompt_tokens))
 
 
 def test_top_without_a_terminal_prints_lines(daemon):

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bytes of a daemon into libdsclient while one request of every kind is under way (ids 2 to 12, in the
+/* Bytes of a daemon into libdsclient while one request of every kind is under way (ids 2 to 16, in the
  * order below): every stream ends exactly once, whatever comes. */
 #include <assert.h>
 #include <errno.h>
@@ -10,7 +10,7 @@
 
 #include "dsclient.h"
 
-#define N_STREAMS 11
+#define N_STREAMS 15
 #define INPUT_MAX (64u << 10) /* what a socket buffer takes at once */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -56,6 +56,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	dsc_publish(c, "prefix", &request, &s[8]);
 	dsc_unpublish(c, "prefix", NULL, &s[9]);
 	dsc_evict(c, NULL, &s[10]);
+	dsc_load(c, "/models/tiny", NULL, &s[11]);
+	dsc_unload(c, "tiny", &s[12]);
+	dsc_reload(c, NULL, DSC_RELOAD_DRAIN, &s[13]);
+	dsc_drain(c, NULL, DSC_DRAIN_UNDO, &s[14]);
 	for (int i = 0; i < N_STREAMS; i++)
 		result[i] = dsc_result_new();
 

@@ -1267,6 +1267,64 @@ static void administrative_requests_say_what_was_asked_and_done_counts(void **st
 	peer_done(&p);
 }
 
+static void peer_progress(struct peer *p, uint64_t id, const char *stage, float done)
+{
+	Dsd__ServerFrame f = DSD__SERVER_FRAME__INIT;
+	Dsd__Progress progress = DSD__PROGRESS__INIT;
+
+	progress.stage = (char *)stage;
+	progress.done = done;
+	f.id = id;
+	f.msg_case = DSD__SERVER_FRAME__MSG_PROGRESS;
+	f.progress = &progress;
+	peer_send(p, &f);
+}
+
+static void verbs_of_models_tell_their_progress(void **state)
+{
+	struct peer p = peer_new();
+	struct dsc_stream *s = NULL;
+	const struct dsc_event *e;
+	Dsd__ClientFrame *f;
+	uint64_t id;
+
+	(void)state;
+	assert_int_equal(dsc_load(p.c, "/models/tiny", NULL, &s), 0);
+	f = peer_receive(&p);
+	id = f->id;
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_LOAD);
+	assert_string_equal(f->load->path, "/models/tiny");
+	assert_null(f->load->name);
+	peer_progress(&p, id, "packing", 0.25f);
+	peer_progress(&p, id, "self-test", 1);
+	peer_ack(&p, id, 0);
+	e = next(s, DSC_EVENT_PROGRESS);
+	assert_string_equal(e->stage, "packing");
+	assert_true(e->progress == 0.25f);
+	assert_string_equal(next(s, DSC_EVENT_PROGRESS)->stage, "self-test");
+	next(s, DSC_EVENT_DONE);
+	ended(s);
+
+	assert_int_equal(dsc_unload(p.c, "tiny", &s), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_UNLOAD);
+	assert_string_equal(f->unload->model, "tiny");
+	assert_int_equal(dsc_reload(p.c, NULL, DSC_RELOAD_DRAIN, &s), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_RELOAD);
+	assert_null(f->reload->model);
+	assert_true(f->reload->drain);
+	assert_int_equal(dsc_drain(p.c, "tiny", 0, &s), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_DRAIN);
+	assert_false(f->drain->has_undo && f->drain->undo);
+	assert_int_equal(dsc_drain(p.c, "tiny", DSC_DRAIN_UNDO, &s), 0);
+	assert_true(peer_receive(&p)->drain->undo);
+	assert_int_equal(dsc_drain(p.c, "tiny", 2, &s), -EINVAL);
+	assert_false(peer_has_more(&p));
+	peer_done(&p);
+}
+
 static void an_ack_answers_no_question(void **state)
 {
 	struct peer p = peer_new();
@@ -1315,6 +1373,7 @@ int main(void)
 		cmocka_unit_test(models_and_stats_are_passed_on_whole),
 		cmocka_unit_test(list_comes_in_parts),
 		cmocka_unit_test(administrative_requests_say_what_was_asked_and_done_counts),
+		cmocka_unit_test(verbs_of_models_tell_their_progress),
 		cmocka_unit_test(an_ack_answers_no_question),
 	};
 

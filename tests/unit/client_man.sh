@@ -9,7 +9,7 @@ trap 'rm -rf "$dir"' EXIT
 failed=0
 
 compare() { # NAME: $dir/help against $dir/man
-	[ -s "$dir/help" ] || [ "$1" = stats ] || [ "$1" = evict ] || { echo "FAIL $1: --help names nothing"; failed=1; }
+	[ -s "$dir/help" ] || case $1 in stats | evict | unload) true ;; *) false ;; esac || { echo "FAIL $1: --help names nothing"; failed=1; }
 	diff "$dir/help" "$dir/man" >"$dir/diff" && return
 	echo "FAIL $1: --help (<) and man page (>) differ"
 	cat "$dir/diff"
