@@ -124,7 +124,7 @@ def test_the_program_of_the_readme_compiles_and_runs(fake, tmp_path):
     (source,) = re.findall(r"```c\n(.*?)```", text, re.S)
     (tmp_path / "story.c").write_text(source)
     lib = os.path.join(BUILD, "client")
-    if "-fsanitize" in open(os.path.join(BUILD, "build.ninja")).read():
+    if re.search(rb"__(asan|tsan|ubsan)_", open(os.path.join(lib, "libdsclient.so.0"), "rb").read()):
         pytest.skip("the library is built with sanitizers: a plain program cannot load it")
     subprocess.run(["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I" + os.path.join(SOURCE, "client"),
                     "-o", str(tmp_path / "story"), str(tmp_path / "story.c"), "-L" + lib, "-ldsclient",
