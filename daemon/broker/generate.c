@@ -52,10 +52,12 @@ static void send_done(struct request *r)
 	usage.cached_tokens = r->n_cached;
 	for (uint32_t i = 0; i < r->n_choices; i++)
 		usage.completion_tokens += r->choices[i].n_tokens;
-	usage.has_queue_usec = usage.has_prefill_usec = usage.has_decode_usec = 1;
-	usage.queue_usec = r->started_usec - r->arrived_usec;
-	usage.prefill_usec = r->first_token_usec - r->started_usec;
-	usage.decode_usec = now - r->first_token_usec;
+	if (r->first_token_usec) { /* else a resume that had all its tokens */
+		usage.has_queue_usec = usage.has_prefill_usec = usage.has_decode_usec = 1;
+		usage.queue_usec = r->started_usec - r->arrived_usec;
+		usage.prefill_usec = r->first_token_usec - r->started_usec;
+		usage.decode_usec = now - r->first_token_usec;
+	}
 	done.usage = &usage;
 	frame.msg_case = DSD__SERVER_FRAME__MSG_DONE;
 	frame.done = &done;
@@ -109,7 +111,10 @@ static void echo_token(struct choice *c, uint32_t id, const struct channel_resul
 
 static void on_prompt(void *ctx, const struct channel_result_row *row)
 {
-	echo_token(ctx, row->token, row);
+	const struct choice *c = ctx;
+
+	if (row->position + 1 >= c->request->n_echoed)
+		echo_token(ctx, row->token, row);
 }
 
 /* Without logprobs in pieces of many tokens, each with the text that they make. */
@@ -119,10 +124,11 @@ static void echo_prompt(struct choice *c)
 	const uint32_t *ids = r->input.ids.id;
 
 	if (r->want_logprobs) {
-		echo_token(c, ids[0], NULL);
+		if (r->n_echoed == 0)
+			echo_token(c, ids[0], NULL);
 		return;
 	}
-	for (uint32_t i = 0, n; i < r->n_prompt; i += n) {
+	for (uint32_t i = r->n_echoed, n; i < r->n_prompt; i += n) {
 		Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
 		Dsd__Delta delta = DSD__DELTA__INIT;
 		struct text_buf text = {};
@@ -264,7 +270,52 @@ static int apply_resume(struct request *r, struct error *err)
 		return error_set(err, -ESTALE,
 				 "generate.resume.model_digest is of another model than \"%s\"",
 				 model_name(r->model));
+	if (r->n_echoed > r->n_prompt || (r->echo && r->resume_ids.n && r->n_echoed < r->n_prompt))
+		return error_set(err, -EINVAL,
+				 "generate.resume.echoed: got %u of a prompt of %u tokens, and %zu "
+				 "generated ids behind it",
+				 r->n_echoed, r->n_prompt, r->resume_ids.n);
+	for (size_t i = 0; i < r->resume_ids.n; i++)
+		if (r->resume_ids.id[i] >= h->n_vocab)
+			return error_set(
+				err, -EINVAL,
+				"generate.resume.generated_ids[%zu]: got %u, want less than %u", i,
+				r->resume_ids.id[i], h->n_vocab);
 	return ids_append(&r->input.ids, r->resume_ids.id, r->resume_ids.n);
+}
+
+/* Text and stop state as they were after the tokens that a resumed client has. */
+static int replay_choice(struct choice *c, struct error *err)
+{
+	struct request *r = c->request;
+	struct text_buf text = {};
+	int s = 0, matched;
+
+	for (size_t k = 0; k < r->n_echoed && s == 0; k++) {
+		text.n = 0;
+		s = decoder_push(&c->decoder, r->vocab, r->input.ids.id[k], true, &text, err);
+	}
+	for (size_t k = r->n_prompt; s == 0 && k < r->input.ids.n; k++, c->n_tokens++) {
+		text.n = 0;
+		matched = choice_take(c, r->input.ids.id[k], &text);
+		if (matched >= 0)
+			s = error_set(err, -EINVAL, "generate.resume is past a stop string");
+		else if (matched == -ENOMEM)
+			s = -ENOMEM;
+	}
+	text_buf_done(&text);
+	return s;
+}
+
+static int choice_init(struct request *r, uint32_t i, struct error *err)
+{
+	struct choice *c = &r->choices[i];
+	int s;
+
+	c->request = r;
+	c->index = i;
+	s = stop_new(&c->stop, r->stops, r->n_stops, err);
+	return s < 0 ? s : replay_choice(c, err);
 }
 
 static int submit_choice(struct request *r, uint32_t i, struct error *err)
@@ -286,19 +337,12 @@ static int submit_choice(struct request *r, uint32_t i, struct error *err)
 		.reuse_generated = r->reuse_generated,
 		.leader = i > 0 ? r->choices[0].seq : NULL,
 	};
-	struct text_buf text = {};
 	int s;
 
-	c->request = r;
-	c->index = i;
 	cfg.params.choice = r->first_choice + i;
-	s = stop_new(&c->stop, r->stops, r->n_stops, err);
-	/* Text and stop state as they were after the tokens that a resumed client has. */
-	for (size_t k = r->n_prompt; s >= 0 && k < r->input.ids.n; k++, c->n_tokens++)
-		s = choice_take(c, r->input.ids.id[k], &text) >= 0
-			    ? error_set(err, -EINVAL, "generate.resume is past a stop string")
-			    : 0;
-	text_buf_done(&text);
+	if (r->n_echoed == r->n_prompt)
+		cfg.prompt_logprobs = false; /* they were told */
+	s = choice_init(r, i, err);
 	if (s < 0)
 		return s;
 	s = sched_submit(model_sched(r->model), &cfg, &c->seq, err);
@@ -333,9 +377,9 @@ static void generate_ready(struct request *r)
 
 		r->params.n_prompt = r->n_prompt;
 		r->max_tokens = r->max_tokens ? MIN(r->max_tokens, most) : most;
-		if (r->input.ids.n >= r->n_prompt + r->max_tokens)
+		if (r->input.ids.n > r->n_prompt + r->max_tokens)
 			s = error_set(&err, -EINVAL,
-				      "generate.resume has %zu generated ids: want fewer than %u",
+				      "generate.resume has %zu generated ids: want at most %u",
 				      r->resume_ids.n, r->max_tokens);
 	}
 	for (uint32_t i = 0; i < r->params.n_bias && s == 0; i++)
@@ -349,6 +393,15 @@ static void generate_ready(struct request *r)
 		return;
 	}
 	send_started(r);
+	if (r->input.ids.n == r->n_prompt + r->max_tokens) {
+		/* Only the last word was lost: there is nothing to compute. */
+		s = choice_init(r, 0, &err);
+		if (s == 0) {
+			r->n_running = 1;
+			on_end(&r->choices[0], SEQ_END_LENGTH);
+			return;
+		}
+	}
 	for (uint32_t i = 0; i < r->n_choices && s == 0; i++)
 		s = submit_choice(r, i, &err);
 	if (s < 0) {
@@ -426,8 +479,8 @@ static int take_resume(struct request *r, const Dsd__Resume *resume, const char 
 		*ret_why = "generate.resume.model_digest: want 32 bytes";
 		return -EINVAL;
 	}
-	if (r->echo) {
-		*ret_why = "generate.resume goes without echo: the client has the prompt";
+	if (resume->echoed > 0 && !r->echo) {
+		*ret_why = "generate.resume.echoed goes with sampling.echo";
 		return -EINVAL;
 	}
 	if (r->n_choices > 1) {
@@ -439,6 +492,7 @@ static int take_resume(struct request *r, const Dsd__Resume *resume, const char 
 	r->params.seed = resume->seed;
 	r->sampling_set.seed = true;
 	r->first_choice = resume->has_choice ? resume->choice : 0;
+	r->n_echoed = resume->has_echoed ? resume->echoed : 0;
 	return ids_append(&r->resume_ids, resume->generated_ids, resume->n_generated_ids);
 }
 

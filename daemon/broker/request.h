@@ -95,6 +95,7 @@ struct request {
 	struct score *score; /* score.c */
 	char publish[SCHED_PUBLISHED_NAME_MAX];
 	struct ids resume_ids;
+	uint32_t n_echoed; /* tokens of the prompt that a resumed client has */
 	uint8_t resume_digest[32];
 	bool is_resume;
 };
