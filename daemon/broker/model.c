@@ -6,6 +6,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -608,8 +609,9 @@ static bool too_many_deaths(struct model *m, uint64_t now)
 static void describe_death(int status, char *ret, size_t n)
 {
 	if (status > 128)
-		snprintf(ret, n, "the worker was killed by signal %d (%s)", status - 128,
-			 sigabbrev_np(status - 128) ?: "?");
+		snprintf(ret, n, "the worker was killed by signal %d (%s)%s", status - 128,
+			 sigabbrev_np(status - 128) ?: "?",
+			 status - 128 == SIGSYS ? ": a call that its sandbox forbids" : "");
 	else
 		snprintf(ret, n, "the worker left with status %d", status);
 }

@@ -28,6 +28,7 @@
 #include "worker/infer.h"
 #include "worker/inspect.h"
 #include "worker/load/files.h"
+#include "worker/sandbox.h"
 #include "worker/serve.h"
 
 static const char usage[] = "usage: dsd-worker --control-fd N [--fake]\n"
@@ -89,6 +90,22 @@ static int confine(int control_fd, struct error *err)
 		return error_set(err, -errno, "control socket: %m");
 	signal(SIGPIPE, SIG_IGN);
 	return 0;
+}
+
+/* A kernel or a container without the means costs a line of the log; anything else costs the worker. */
+static int or_without(int r, const struct error *err)
+{
+	if (r != -EOPNOTSUPP && r != -ENOSYS && r != -EPERM)
+		return r;
+	log_notice("the worker's sandbox is not whole: %s", error_text(err, r));
+	return 0;
+}
+
+static int enter_sandbox(struct error *err)
+{
+	int r = or_without(sandbox_close_paths(err), err);
+
+	return r ?: or_without(sandbox_set_calls(SANDBOX_LOADING, err), err);
 }
 
 /* Return: 1; 0 where the broker has gone before it asked for a model. */
@@ -186,6 +203,9 @@ static int run(const struct arguments *a, struct error *err)
 			  err);
 	if (r < 0)
 		return r;
+	r = or_without(sandbox_set_calls(SANDBOX_SERVING, err), err);
+	if (r < 0)
+		return r;
 	r = control_send_text(a->control_fd, CONTROL_READY, "", 0, 0, err);
 	if (r < 0)
 		return r;
@@ -210,6 +230,7 @@ int main(int argc, char **argv)
 		return r < 0;
 	}
 	r = confine(a.control_fd, &err);
+	r = r ?: enter_sandbox(&err);
 	if (r < 0) {
 		log_error("%s", error_text(&err, r));
 		return 1;

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import time
 
+import pytest
+
 from dsdtest import BUILD, Client, Daemon, pb
 
 DSD = os.path.join(BUILD, "daemon", "dsd")
@@ -135,3 +137,11 @@ def test_systemd_sockets_are_taken_over_and_readiness_is_told(tmp_path):
         if pid:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def test_a_worker_that_serves_is_in_its_sandbox(fake):
+    if "the sanitizers" in fake.read_log():
+        pytest.skip("the sanitizers need what the sandbox takes away")
+    with open("/proc/%d/status" % fake.worker_pid()) as f:
+        status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+    assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
