@@ -31,6 +31,7 @@ struct config {
 	uint32_t worker_threads; /* 0: as many as CPUs */
 	uint32_t worker_cpu_mask;
 	uint32_t worker_context; /* limit on the context; 0: the model's own */
+	uint32_t worker_stall_seconds;
 	uint32_t conn_max, conn_max_per_uid, conn_stall_seconds, conn_requests_per_uid;
 	uint64_t conn_bytes_per_uid;
 	uint64_t memory_max;   /* bytes of weights and pools; 0: the machine's */

@@ -19,6 +19,7 @@
 #include "base/fault.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "broker/notify.h"
 #include "broker/request.h"
 #include "broker/server.h"
 #include "channel/channel.h"
@@ -209,6 +210,7 @@ void model_start(struct model *m)
 	snprintf(m->stage, sizeof(m->stage), "starting");
 	r = process_spawn(&m->worker, m->server, &err);
 	fault_at(FAULT_WORKER_SPAWN);
+	watch_start(m);
 	if (r == 0) {
 		m->starts++;
 		if (!m->server->fake_worker)
@@ -250,7 +252,7 @@ void model_set_state(struct model *m, Dsd__State state, const char *reason)
 	}
 	if (state != DSD__STATE__STATE_LOADING)
 		model_wake_all(&m->parked, request_unpark);
-	server_tell_systemd(m->server);
+	notify_state(m->server);
 }
 
 void model_list_append(struct request **list, struct request *r)
@@ -293,6 +295,7 @@ void model_kick(struct model *m)
 	m->used_usec = io_now_usec(m->server->io);
 	if (m->phase == PHASE_RUNNING)
 		sched_run(m->sched);
+	watch_kick(m);
 }
 
 /* ---- the image, and what is made from it ---- */
@@ -565,6 +568,7 @@ void model_on_control(struct model *m)
 
 		if (r == 0)
 			return;
+		m->watch.n_words++;
 		if (r < 0)
 			error_set(&err, r, "the worker sent a broken control message");
 		else if (n == CONTROL_BURST_MAX)
@@ -674,8 +678,9 @@ static uint64_t idle_tick(struct model *m, uint64_t now)
 
 uint64_t model_on_tick(struct model *m, uint64_t now)
 {
-	uint64_t next = idle_tick(m, now);
+	uint64_t next = idle_tick(m, now), look = watch_on_tick(m, now);
 
+	next = MIN(next, look);
 	if (m->settles_usec && now >= m->settles_usec)
 		model_settled(m);
 	if (m->settles_usec)

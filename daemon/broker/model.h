@@ -95,4 +95,6 @@ struct model_stats {
 	float progress;
 	const char *stage;
 };
+/** model_moves() - false: its worker stands still, was killed for it, and is not gone. */
+bool model_moves(const struct model *m);
 void model_get_stats(const struct model *m, struct model_stats *ret);

@@ -6,6 +6,7 @@
 #include "broker/model.h"
 #include "broker/process.h"
 #include "broker/selftest.h"
+#include "broker/watch.h"
 #include "layout/image.h"
 
 #define MODEL_DEATHS_MAX 3u
@@ -30,6 +31,7 @@ struct model {
 	bool tested;            /* its self-test was passed, or there is none to pass */
 
 	struct process worker;
+	struct watch watch; /* over it */
 	bool result_polled;
 	uint64_t retry_usec; /* 0: none is due */
 	uint64_t used_usec;  /* when a request last asked for it */

@@ -10,8 +10,6 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <systemd/sd-daemon.h>
-
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/io.h"
@@ -111,30 +109,6 @@ Dsd__State server_state(const struct server *s)
 	return state;
 }
 
-void server_tell_systemd(struct server *s)
-{
-	char status[ERROR_TEXT_MAX + 64] = "";
-	const char *ready = "";
-
-	switch (server_state(s)) {
-	case DSD__STATE__STATE_READY:
-		snprintf(status, sizeof(status), "ready");
-		break;
-	case DSD__STATE__STATE_LOADING:
-		snprintf(status, sizeof(status), "loading");
-		break;
-	default:
-		snprintf(status, sizeof(status), "DEGRADED: %s",
-			 s->n_models ? model_reason(s->models[0]) : "no model is configured");
-	}
-	if (!s->ready_told && server_state(s) != DSD__STATE__STATE_LOADING) {
-		s->ready_told = true;
-		ready = "READY=1\n";
-		store_drop_rest(&s->store);
-	}
-	sd_notifyf(0, "%sSTATUS=%s", ready, status);
-}
-
 /* ---- start and end ---- */
 
 int server_init(struct server *s, struct io *io, const struct config *cfg, const char *worker_path,
@@ -155,6 +129,7 @@ int server_init(struct server *s, struct io *io, const struct config *cfg, const
 	};
 	io_random(io, s->key, sizeof(s->key));
 	store_init(&s->store);
+	notify_init(&s->notify);
 	limits[QUOTA_CONNECTIONS] = cfg->conn_max_per_uid;
 	limits[QUOTA_REQUESTS] = cfg->conn_requests_per_uid;
 	limits[QUOTA_BYTES] = cfg->conn_bytes_per_uid;
@@ -286,7 +261,7 @@ static void reload_all(struct server *s)
 	struct model *next, *all[SERVER_MODELS_MAX];
 	uint32_t n = s->n_models;
 
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)io_now_usec(s->io));
+	notify_reloading(s);
 	memcpy(all, s->models, n * sizeof(*all));
 	for (uint32_t i = 0; i < n; i++) {
 		struct error err = {};
@@ -296,7 +271,7 @@ static void reload_all(struct server *s)
 			log_error("model %s stays as it is: %s", model_name(all[i]),
 				  error_text(&err, r));
 	}
-	sd_notify(0, "READY=1");
+	notify_reloaded();
 }
 
 /* Who connects from now on waits for the next daemon, where systemd keeps the sockets. */
@@ -306,7 +281,7 @@ static void begin_to_stop(struct server *s)
 	s->stop_usec += s->cfg.stop_seconds * UINT64_C(1000000);
 	for (uint32_t i = 0; i < s->n_listeners; i++)
 		io_cancel(s->io, s->listeners[i].fd);
-	sd_notify(0, "STOPPING=1\nSTATUS=finishing what is under way");
+	notify_stopping();
 }
 
 /* SIGHUP: every model's files anew. SIGTERM, SIGINT: no new requests, and those under way have
@@ -400,6 +375,7 @@ static void on_tick(struct server *s, uint64_t now)
 			server_wake_at(s, request_on_tick(s->requests.items[i], now));
 	for (uint32_t i = 0; i < s->n_models; i++)
 		server_wake_at(s, model_on_tick(s->models[i], now));
+	server_wake_at(s, notify_on_tick(s, now));
 }
 
 /* Asked to stop, and nobody waits for an answer any more, or for the rest of one: those whom the time
@@ -443,7 +419,8 @@ int server_run(struct server *s, struct error *err)
 		return r;
 	for (uint32_t i = 0; i < s->n_models; i++)
 		model_start(s->models[i]);
-	server_tell_systemd(s);
+	notify_state(s);
+	s->wake_usec = 0; /* the first look at everything */
 	while (!server_may_stop(s)) {
 		struct io_event events[EVENTS];
 		uint64_t now;

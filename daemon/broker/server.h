@@ -7,6 +7,7 @@
 
 #include "base/config.h"
 #include "base/hash.h"
+#include "broker/notify.h"
 #include "broker/proto.h"
 #include "broker/store.h"
 #include "text/decode.h"
@@ -99,7 +100,7 @@ struct server {
 	int state_fd;       /* directory for what is kept; negative: none */
 	uint64_t stop_usec; /* stopping: who has not finished by then is told to come again */
 	bool stopping;
-	bool ready_told; /* READY=1 was sent */
+	struct notify notify;
 };
 
 /** server_init() - everything but the sockets; a key that was kept comes with server_run(). */
@@ -116,7 +117,5 @@ void server_wake_at(struct server *s, uint64_t usec);
 
 /** server_state() - READY if a model can generate, LOADING while one may, else DEGRADED. */
 Dsd__State server_state(const struct server *s);
-/** server_tell_systemd() - READY and STATUS, when they changed. */
-void server_tell_systemd(struct server *s);
 /** server_find_model() - by name, as requests find it; NULL or "": the first. NULL: there is none. */
 struct model *server_find_model(const struct server *s, const char *name);

@@ -162,6 +162,13 @@ uint32_t channel_in_flight(const struct channel *c)
 	return c->n_posted - c->n_taken;
 }
 
+uint32_t channel_progress(const struct channel *c)
+{
+	struct channel_header *h = (void *)c->base;
+
+	return atomic_load_explicit(&h->progress, memory_order_relaxed) + c->n_taken;
+}
+
 struct channel_row *channel_begin_step(struct channel *c)
 {
 	if (channel_in_flight(c) >= CHANNEL_DEPTH)

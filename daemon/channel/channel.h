@@ -43,6 +43,8 @@ struct channel_row *channel_begin_step(struct channel *c);
 uint64_t channel_post_step(struct channel *c, uint32_t n_rows);
 /** channel_in_flight() - steps posted whose result was not taken. */
 uint32_t channel_in_flight(const struct channel *c);
+/** channel_progress() - moves with every result that was taken and, by the worker's word, between. */
+uint32_t channel_progress(const struct channel *c);
 
 /* A result that was copied out and checked; valid until the next call. */
 struct channel_reply {

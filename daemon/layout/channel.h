@@ -125,6 +125,8 @@ struct channel_header {
 	uint64_t result_offset, result_stride;
 	uint64_t total_bytes;
 	struct channel_ring steps, results;
+	/* The worker counts what it did, steps and parts of one: it stands still where this does. */
+	_Atomic uint32_t progress __attribute__((aligned(64)));
 };
 
 /* Where everything is, computed from four numbers alone: both sides compute it and the worker

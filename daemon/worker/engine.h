@@ -44,6 +44,7 @@ struct engine_room {
 	uint8_t *pool;
 	uint32_t n_pages;
 	uint32_t n_slots, max_rows, max_tokens;
+	_Atomic uint32_t *progress; /* counted up now and then during a step */
 };
 
 /* What serve.c must know of a model to check steps. */

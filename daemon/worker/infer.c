@@ -70,6 +70,7 @@ static int infer_attach(void *ctx, const struct engine_room *room, struct error 
 	r = forward_new(&f->forward, &f->model, room->max_rows, PICKS_MAX, err);
 	if (r < 0)
 		return r;
+	forward_set_progress(f->forward, room->progress);
 	return sampler_new(&f->sampler, f->k, &sampler, err);
 }
 

@@ -199,7 +199,8 @@ static int run(const struct arguments *a, struct error *err)
 						.n_pages = serve.n_pages,
 						.n_slots = serve.shape.n_slots,
 						.max_rows = serve.shape.max_rows,
-						.max_tokens = serve.shape.max_tokens},
+						.max_tokens = serve.shape.max_tokens,
+						.progress = serve_progress(&serve)},
 			  err);
 	if (r < 0)
 		return r;

@@ -138,6 +138,11 @@ void serve_done(struct serve *s)
 	*s = SERVE_NULL;
 }
 
+_Atomic uint32_t *serve_progress(const struct serve *s)
+{
+	return &((struct channel_header *)s->channel)->progress;
+}
+
 static void relax(void)
 {
 #if defined(__x86_64__)
@@ -255,6 +260,7 @@ static int answer(struct serve *s, uint32_t head, uint32_t tail, struct batch *b
 	r = batch_read(b, s->channel, head, &step, err);
 	/* The slots and the entry may change as soon as the broker sees this. */
 	atomic_store_explicit(&h->steps.head, head + 1, memory_order_release);
+	atomic_fetch_add_explicit(&h->progress, 1, memory_order_relaxed);
 	if (r == 0)
 		r = engine->step(engine->ctx, &step, rows, err);
 	if (r < 0 && r != -EBADMSG)

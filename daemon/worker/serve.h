@@ -37,6 +37,8 @@ struct serve {
 int serve_open(struct serve *s, struct control_in *in, const struct engine *engine,
 	       struct error *err);
 void serve_done(struct serve *s);
+/** serve_progress() - what the broker watches; good until serve_done(). */
+_Atomic uint32_t *serve_progress(const struct serve *s);
 
 /**
  * serve_run() - answer steps until the control socket ends

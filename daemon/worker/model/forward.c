@@ -2,6 +2,7 @@
 #include "worker/model/forward.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "base/error.h"
@@ -21,6 +22,7 @@ struct forward {
 	struct k_buffer *kv;        /* [T, rank + rope] */
 	struct k_buffer *attended;  /* [T, H * v_head] */
 	struct k_buffer *logits;    /* [max_picks, n_vocab] */
+	_Atomic uint32_t *progress;
 };
 
 static int forward_tables(struct forward *f)
@@ -167,6 +169,11 @@ static int forward_check(const struct forward *f, const struct k_step *step,
 	return 0;
 }
 
+void forward_set_progress(struct forward *f, _Atomic uint32_t *n)
+{
+	f->progress = n;
+}
+
 int model_forward(struct forward *f, const struct k_step *step, const struct k_pool *pool,
 		  struct error *err)
 {
@@ -185,6 +192,8 @@ int model_forward(struct forward *f, const struct k_step *step, const struct k_p
 	for (uint32_t l = 0; l < f->m->cfg.n_layers; l++) {
 		attention(f, l);
 		feed_forward(f, l);
+		if (f->progress)
+			atomic_fetch_add_explicit(f->progress, 1, memory_order_relaxed);
 	}
 	r = k->step_end(k);
 	if (r < 0)

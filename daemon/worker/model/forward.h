@@ -26,6 +26,8 @@ int forward_new(struct forward **ret, const struct model *m, uint32_t max_rows, 
 		struct error *err);
 struct forward *forward_free(struct forward *f);
 DEFINE_CLEANUP(struct forward *, forward_free);
+/** forward_set_progress() - count every layer into @n, for whoever watches; NULL: nobody. */
+void forward_set_progress(struct forward *f, _Atomic uint32_t *n);
 
 /**
  * model_forward() - one step
