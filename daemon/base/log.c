@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* The only process-wide state: set once by main() before any thread starts. */
@@ -14,11 +15,32 @@ static struct {
 	bool journal;
 } log_state = {"dsd", LOG_INFO, false};
 
+/* The stream that systemd connected, and not what somebody put in its place since. */
+static bool is_journal(int fd)
+{
+	const char *stream = getenv("JOURNAL_STREAM");
+	unsigned long long dev, ino;
+	struct stat st;
+
+	return stream && sscanf(stream, "%llu:%llu", &dev, &ino) == 2 && fstat(fd, &st) == 0 &&
+	       st.st_dev == dev && st.st_ino == ino;
+}
+
 void log_init(const char *program, int max_level)
 {
 	log_state.program = program;
 	log_state.max_level = max_level;
-	log_state.journal = getenv("JOURNAL_STREAM") != NULL;
+	log_state.journal = is_journal(STDERR_FILENO);
+}
+
+bool log_to_journal(void)
+{
+	return log_state.journal;
+}
+
+int log_max_level(void)
+{
+	return log_state.max_level;
 }
 
 void log_line(int level, const char *fmt, ...)

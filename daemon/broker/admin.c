@@ -56,9 +56,10 @@ static struct model *find(struct conn *c, uint64_t id, const char *name)
 	return m;
 }
 
-static void refuse(struct conn *c, uint64_t id, int r, struct error *err)
+static void refuse(struct conn *c, uint64_t id, const char *name, int r, struct error *err)
 {
-	log_error("%s", error_text(err, r));
+	log_event(EVENT_RELOAD_REFUSED, &(struct log_fields){.model = name, .uid = &c->uid}, "%s",
+		  error_text(err, r));
 	conn_send_error(c, id,
 			r == -EINVAL ? DSD__CODE__CODE_INVALID_ARGUMENT
 				     : DSD__CODE__CODE_RESOURCE_EXHAUSTED,
@@ -99,11 +100,12 @@ void rpc_load(struct conn *c, const Dsd__ClientFrame *frame)
 	if (r == 0)
 		r = model_add(c->server, &cfg->models[0], NULL, false, &m, &err);
 	if (r < 0) {
-		refuse(c, frame->id, r, &err);
+		refuse(c, frame->id, load->name, r, &err);
 		return;
 	}
-	log_notice("loading model %s from %s, by uid %u", model_name(m), cfg->models[0].path,
-		   c->uid);
+	log_event(EVENT_ADMINISTERED, &(struct log_fields){.model = model_name(m), .uid = &c->uid},
+		  "loading model %s from %s, by uid %u", model_name(m), cfg->models[0].path,
+		  c->uid);
 	wait_until_ready(c, frame->id, m);
 }
 
@@ -118,10 +120,11 @@ void rpc_reload(struct conn *c, const Dsd__ClientFrame *frame)
 		return;
 	r = model_reload(m, reload->has_drain && reload->drain, &next, &err);
 	if (r < 0) {
-		refuse(c, frame->id, r, &err);
+		refuse(c, frame->id, model_name(m), r, &err);
 		return;
 	}
-	log_notice("reloading model %s, by uid %u", model_name(m), c->uid);
+	log_event(EVENT_ADMINISTERED, &(struct log_fields){.model = model_name(m), .uid = &c->uid},
+		  "reloading model %s, by uid %u", model_name(m), c->uid);
 	wait_until_ready(c, frame->id, next);
 }
 
@@ -141,7 +144,8 @@ void rpc_unload(struct conn *c, const Dsd__ClientFrame *frame)
 
 	if (!m)
 		return;
-	log_notice("unloading model %s, by uid %u", model_name(m), c->uid);
+	log_event(EVENT_ADMINISTERED, &(struct log_fields){.model = model_name(m), .uid = &c->uid},
+		  "unloading model %s, by uid %u", model_name(m), c->uid);
 	model_leave(m);
 	wait_until_unused(c, frame->id, m);
 }
@@ -154,8 +158,9 @@ void rpc_drain(struct conn *c, const Dsd__ClientFrame *frame)
 
 	if (!m)
 		return;
-	log_notice("model %s %s requests, by uid %u", model_name(m),
-		   undo ? "takes" : "takes no new", c->uid);
+	log_event(EVENT_ADMINISTERED, &(struct log_fields){.model = model_name(m), .uid = &c->uid},
+		  "model %s %s requests, by uid %u", model_name(m), undo ? "takes" : "takes no new",
+		  c->uid);
 	model_drain(m, !undo);
 	if (undo)
 		rpc_send_ack(c, frame->id, NULL);

@@ -111,8 +111,12 @@ void rpc_cancel_request(struct conn *c, const Dsd__ClientFrame *frame)
 			continue;
 		m = r->model;
 		if (c->admin)
-			log_notice("request %llu of uid %u: cancelled by uid %u",
-				   (unsigned long long)r->number, r->conn->uid, c->uid);
+			log_event(EVENT_ADMINISTERED,
+				  &(struct log_fields){.model = model_name(m),
+						       .uid = &c->uid,
+						       .request = r->number},
+				  "request %llu of uid %u: cancelled by uid %u",
+				  (unsigned long long)r->number, r->conn->uid, c->uid);
 		request_fail(r, DSD__CODE__CODE_CANCELLED,
 			     c->admin ? "cancelled by an administrator" : "cancelled by its user",
 			     0);

@@ -242,7 +242,9 @@ void model_set_state(struct model *m, Dsd__State state, const char *reason)
 	m->state = state;
 	snprintf(m->reason, sizeof(m->reason), "%s", reason);
 	if (state == DSD__STATE__STATE_DEGRADED) {
-		log_error("model %s: %s", m->cfg.name, reason);
+		log_event(m->replaces ? EVENT_RELOAD_REFUSED : EVENT_MODEL_DEGRADED,
+			  &(struct log_fields){.model = m->cfg.name}, "model %s: %s", m->cfg.name,
+			  reason);
 		process_kill(&m->worker);
 		selftest_stop(&m->selftest);
 		if (m->sched)
@@ -469,10 +471,13 @@ static void become_ready(struct model *m)
 {
 	const struct image_header *h = m->image.h;
 
-	log_info("model %s: ready after %.2f s: %s, %.1f M parameters, %u pages of %llu bytes (%s)",
-		 m->cfg.name, (double)(io_now_usec(m->server->io) - m->worker.born_usec) / 1e6,
-		 h->arch, (double)h->n_params / 1e6, pool_n_pages(m->pool),
-		 (unsigned long long)pool_geometry(m->pool)->stride, page_entry_name(h->entry));
+	log_event(
+		m->replaces ? EVENT_MODEL_RELOADED : EVENT_MODEL_READY,
+		&(struct log_fields){.model = m->cfg.name, .worker = m->worker.pid},
+		"model %s: ready after %.2f s: %s, %.1f M parameters, %u pages of %llu bytes (%s)",
+		m->cfg.name, (double)(io_now_usec(m->server->io) - m->worker.born_usec) / 1e6,
+		h->arch, (double)h->n_params / 1e6, pool_n_pages(m->pool),
+		(unsigned long long)pool_geometry(m->pool)->stride, page_entry_name(h->entry));
 	m->tested = true;
 	m->progress = 1;
 	m->used_usec = io_now_usec(m->server->io);
@@ -641,7 +646,9 @@ void model_on_pid(struct model *m)
 		return;
 	}
 	died_often = too_many_deaths(m, io_now_usec(s->io));
-	log_warning("model %s: %s", m->cfg.name, text);
+	log_event(EVENT_WORKER_DIED,
+		  &(struct log_fields){.model = m->cfg.name, .worker = m->worker.pid},
+		  "model %s: %s", m->cfg.name, text);
 	m->phase = PHASE_OFF;
 	if (s->stopping)
 		return;

@@ -25,8 +25,10 @@ static void on_end(void *ctx, enum seq_end why)
 
 	choice->seq = NULL;
 	if (why == SEQ_END_SCORED) {
-		log_notice("published \"%s\" in model %s: %u tokens, by uid %u", r->publish,
-			   model_name(r->model), r->n_prompt, r->conn->uid);
+		log_event(EVENT_ADMINISTERED,
+			  &(struct log_fields){.model = model_name(r->model), .uid = &r->conn->uid},
+			  "published \"%s\" in model %s: %u tokens, by uid %u", r->publish,
+			  model_name(r->model), r->n_prompt, r->conn->uid);
 		send_ack(r->conn, r->id, r->n_prompt);
 		request_end(r);
 	} else {
@@ -132,7 +134,8 @@ void rpc_unpublish(struct conn *c, const Dsd__ClientFrame *frame)
 				"nothing is published under that name", 0);
 		return;
 	}
-	log_notice("unpublished \"%s\", by uid %u", frame->unpublish->name, c->uid);
+	log_event(EVENT_ADMINISTERED, &(struct log_fields){.uid = &c->uid},
+		  "unpublished \"%s\", by uid %u", frame->unpublish->name, c->uid);
 	send_ack(c, frame->id, 1);
 }
 
@@ -144,6 +147,7 @@ void rpc_evict(struct conn *c, const Dsd__ClientFrame *frame)
 	if (!s)
 		return;
 	n = sched_evict(s);
-	log_notice("evicted %u cached pages, by uid %u", n, c->uid);
+	log_event(EVENT_ADMINISTERED, &(struct log_fields){.uid = &c->uid},
+		  "evicted %u cached pages, by uid %u", n, c->uid);
 	send_ack(c, frame->id, n);
 }

@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/io.h"
+#include "base/log.h"
 #include "broker/conn.h"
 #include "broker/model.h"
 #include "broker/rpc.h"
@@ -183,6 +184,12 @@ void request_fail_seq(struct request *r, enum seq_end why)
 			     "the model computed numbers that are none", 0);
 		break;
 	case SEQ_END_QUARANTINED:
+		log_event(EVENT_REQUEST_QUARANTINED,
+			  &(struct log_fields){.model = model_name(r->model),
+					       .uid = &r->conn->uid,
+					       .request = r->number},
+			  "request %llu of uid %u: two workers died computing it, no third will",
+			  (unsigned long long)r->number, r->conn->uid);
 		request_fail(r, DSD__CODE__CODE_MODEL_FAULT,
 			     "two workers died computing this request: it is not tried again", 0);
 		break;

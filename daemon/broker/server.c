@@ -268,7 +268,9 @@ static void reload_all(struct server *s)
 		int r = model_is_hidden(all[i]) ? 0 : model_reload(all[i], false, &next, &err);
 
 		if (r < 0)
-			log_error("model %s stays as it is: %s", model_name(all[i]),
+			log_event(EVENT_RELOAD_REFUSED,
+				  &(struct log_fields){.model = model_name(all[i])},
+				  "model %s stays as it is: %s", model_name(all[i]),
 				  error_text(&err, r));
 	}
 	notify_reloaded();

@@ -52,7 +52,9 @@ uint64_t watch_on_tick(struct model *m, uint64_t now)
 	m->watch.still = seen == m->watch.seen ? m->watch.still + 1 : 0;
 	m->watch.seen = seen;
 	if (m->watch.still == looks_max(m)) {
-		log_error("model %s: the worker has not moved for %u seconds: it is killed",
+		log_event(EVENT_WORKER_STALLED,
+			  &(struct log_fields){.model = m->cfg.name, .worker = m->worker.pid},
+			  "model %s: the worker has not moved for %u seconds: it is killed",
 			  m->cfg.name, m->watch.still);
 		process_kill(&m->worker);
 	}
