@@ -328,6 +328,7 @@ static int run(const struct options *o, struct error *err)
 {
 	_cleanup_(fd_closep) int lock = -EBADF;
 	char worker[PATH_MAX];
+	struct error unwatched = {};
 	struct io *io = NULL;
 	struct server s;
 	uint32_t n_made;
@@ -349,6 +350,8 @@ static int run(const struct options *o, struct error *err)
 	}
 	if (r == 0)
 		r = open_sockets(&s, o, err);
+	if (r == 0 && pressure_watch(&s, &unwatched) < 0)
+		log_info("memory pressure is not watched: %s", error_text(&unwatched, 0));
 	if (r == 0)
 		r = server_run(&s, err);
 	n_made = s.n_own_sockets;

@@ -295,8 +295,10 @@ void model_unpark(struct model *m, struct request *r)
 void model_kick(struct model *m)
 {
 	m->used_usec = io_now_usec(m->server->io);
-	if (m->phase == PHASE_RUNNING)
+	if (m->phase == PHASE_RUNNING) {
+		sched_hold_new(m->sched, pressure_is_high(m->server));
 		sched_run(m->sched);
+	}
 	watch_kick(m);
 }
 

@@ -126,6 +126,7 @@ int server_init(struct server *s, struct io *io, const struct config *cfg, const
 		.signal_fd = -EBADF,
 		.state_fd = -EBADF,
 		.wake_usec = UINT64_MAX,
+		.pressure = PRESSURE_NULL,
 	};
 	io_random(io, s->key, sizeof(s->key));
 	store_init(&s->store);
@@ -175,6 +176,7 @@ void server_done(struct server *s)
 		fd_close(s->listeners[i].fd);
 	fd_close(s->signal_fd);
 	fd_close(s->state_fd);
+	pressure_done(s);
 	quota_free(s->quota);
 	table_done(&s->conns);
 	table_done(&s->requests);
@@ -347,6 +349,9 @@ static void on_event(struct server *s, const struct io_event *ev)
 		for (uint32_t k = 0; k < s->n_models; k++)
 			model_on_tag(s->models[k], (uint32_t)ev->tag);
 		break;
+	case TAG_PRESSURE:
+		pressure_on_event(s);
+		break;
 	case TAG_SIGNAL:
 		on_signal(s);
 		break;
@@ -378,6 +383,7 @@ static void on_tick(struct server *s, uint64_t now)
 	for (uint32_t i = 0; i < s->n_models; i++)
 		server_wake_at(s, model_on_tick(s->models[i], now));
 	server_wake_at(s, notify_on_tick(s, now));
+	server_wake_at(s, pressure_on_tick(s, now));
 }
 
 /* Asked to stop, and nobody waits for an answer any more, or for the rest of one: those whom the time

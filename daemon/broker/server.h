@@ -8,6 +8,7 @@
 #include "base/config.h"
 #include "base/hash.h"
 #include "broker/notify.h"
+#include "broker/pressure.h"
 #include "broker/proto.h"
 #include "broker/store.h"
 #include "text/decode.h"
@@ -33,7 +34,8 @@ enum tag_class {
 	TAG_WORKER_CONTROL,
 	TAG_WORKER_RESULT,
 	TAG_POOL,
-	TAG_SIGNAL
+	TAG_SIGNAL,
+	TAG_PRESSURE
 };
 
 static inline uint64_t tag_make(enum tag_class c, uint32_t index, uint32_t generation)
@@ -101,6 +103,7 @@ struct server {
 	uint64_t stop_usec; /* stopping: who has not finished by then is told to come again */
 	bool stopping;
 	struct notify notify;
+	struct pressure pressure;
 };
 
 /** server_init() - everything but the sockets; a key that was kept comes with server_run(). */

@@ -434,6 +434,8 @@ static void admit(struct sched *s)
 		next = q->next;
 		if (q->paused || leader_is_ahead(q))
 			continue;
+		if (s->hold_new && q->state == SEQ_WAITING && s->running.n > 0)
+			continue;
 		attach_prefix(q);
 		/* Not its own pages: they are what it wants to go on with. */
 		while (pages_wanted(q) > pool_n_available(s->cfg.pool))
@@ -472,6 +474,11 @@ static bool end_the_hopeless(struct sched *s)
 	if (q)
 		seq_finish(q, SEQ_END_EXHAUSTED);
 	return q != NULL;
+}
+
+void sched_hold_new(struct sched *s, bool hold)
+{
+	s->hold_new = hold;
 }
 
 void sched_run(struct sched *s)

@@ -120,6 +120,8 @@ uint32_t seq_cached_tokens(const struct seq *q);
 /** seq_started_usec() - when it first got a slot; 0: not yet. */
 uint64_t seq_started_usec(const struct seq *q);
 
+/** sched_hold_new() - @hold: while a sequence runs none enters that has not run yet. */
+void sched_hold_new(struct sched *s, bool hold);
 /** sched_run() - post a step if there is work and the worker is free for it. */
 void sched_run(struct sched *s);
 /**

@@ -83,7 +83,7 @@ struct sched {
 	struct seq *by_slot[CHANNEL_SLOTS_MAX];
 	struct posted posted[STEPS_QUEUED]; /* ring */
 	uint32_t n_posted, n_taken;         /* steps ever; their difference is in flight */
-	bool in_callbacks;
+	bool in_callbacks, hold_new;
 	struct published *published[SCHED_PUBLISHED_MAX];
 	struct sched_stats stats;
 };

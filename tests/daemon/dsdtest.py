@@ -186,7 +186,7 @@ class Daemon:
         if model:
             self.args += ["--model", model]
         self.args += options
-        self.env = dict(os.environ, **(env or {}))
+        self.env = {**os.environ, "MEMORY_PRESSURE_WATCH": "/dev/null", **(env or {})}
         self.process = None
         self.start(wait)
 

@@ -379,6 +379,59 @@ static void paused_sequence_takes_no_part_and_resumes(void **state)
 	rig_free(r);
 }
 
+static void held_sequences_start_one_at_a_time_and_started_ones_go_on(void **state)
+{
+	struct rig *r = rig_new(&roomy);
+	struct rig_seq a, b, c;
+
+	(void)state;
+	rig_submit(r, &a, 1, 1, 8, 12);
+	rig_submit(r, &b, 2, 2, 8, 4);
+	sched_run(r->sched);
+	rig_step(r);
+	sched_hold_new(r->sched, true);
+	rig_submit(r, &c, 3, 3, 8, 4);
+	seq_pause(b.seq, true);
+	while (seq_state(b.seq) != SEQ_PREEMPTED)
+		rig_step(r);
+	seq_pause(b.seq, false);
+	while (!b.ended) {
+		assert_int_equal(seq_state(c.seq), SEQ_WAITING);
+		assert_true(rig_step(r));
+	}
+	while (!a.ended) {
+		assert_int_equal(seq_state(c.seq), SEQ_WAITING);
+		assert_true(rig_step(r));
+	}
+	rig_run(r); /* nothing else runs: it may */
+	assert_true(c.ended);
+	rig_expect(&a);
+	rig_expect(&b);
+	rig_expect(&c);
+	rig_free(r);
+}
+
+static void a_hold_that_ends_lets_all_in(void **state)
+{
+	struct rig *r = rig_new(&roomy);
+	struct rig_seq a, b;
+
+	(void)state;
+	sched_hold_new(r->sched, true);
+	rig_submit(r, &a, 1, 1, 8, 20);
+	rig_submit(r, &b, 2, 2, 8, 4);
+	sched_run(r->sched);
+	rig_step(r);
+	assert_int_equal(seq_state(b.seq), SEQ_WAITING);
+	sched_hold_new(r->sched, false);
+	rig_step(r);
+	assert_int_not_equal(seq_state(b.seq), SEQ_WAITING);
+	rig_run(r);
+	rig_expect(&a);
+	rig_expect(&b);
+	rig_free(r);
+}
+
 static void full_queue_refuses(void **state)
 {
 	const struct rig_config small = {
@@ -784,6 +837,8 @@ int main(void)
 		cmocka_unit_test(urgent_sequences_are_admitted_first),
 		cmocka_unit_test(least_urgent_is_preempted_however_old),
 		cmocka_unit_test(paused_sequence_takes_no_part_and_resumes),
+		cmocka_unit_test(held_sequences_start_one_at_a_time_and_started_ones_go_on),
+		cmocka_unit_test(a_hold_that_ends_lets_all_in),
 		cmocka_unit_test(full_queue_refuses),
 		cmocka_unit_test(what_can_never_fit_is_refused),
 		cmocka_unit_test(prompt_logprobs_are_told_once_though_rows_are_computed_twice),
