@@ -37,15 +37,16 @@ static int adopt(struct model *m, const struct pool_config *cfg, int data_fd, in
 	int r = pool_adopt(&m->pool, cfg, data_fd, meta_fd, &err);
 
 	if (r < 0) {
-		log_warning(
-			"model %s: what the store kept is not adopted: %s; the cache starts cold",
-			m->cfg.name, error_text(&err, r));
+		log_event(EVENT_POOL_DISCARDED, &(struct log_fields){.model = m->cfg.name},
+			  "model %s: what the store kept is not adopted: %s; the cache starts cold",
+			  m->cfg.name, error_text(&err, r));
 		return r;
 	}
 	pool_get_stats(m->pool, &st);
 	m->settles_usec = io_now_usec(m->server->io) + SETTLES_USEC;
 	server_wake_at(m->server, m->settles_usec);
-	log_notice(
+	log_event(
+		EVENT_POOL_ADOPTED, &(struct log_fields){.model = m->cfg.name},
 		"model %s: adopted the pool of the daemon before: %llu pages to be verified, %llu refused",
 		m->cfg.name, (unsigned long long)st.adopted, (unsigned long long)st.refused);
 	return 0;

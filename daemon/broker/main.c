@@ -223,6 +223,31 @@ static int listen_at(const char *path, mode_t mode, struct error *err)
 	return TAKE_FD(fd);
 }
 
+/* Who may connect is what the file says, so a unit that was edited wrongly must not go unnoticed.
+ * Return: 0, or -EBADFD with a sentence. */
+static int check_socket(int fd, bool admin, struct error *err)
+{
+	const mode_t want = admin ? 0600 : 0660;
+	struct sockaddr_un addr = {};
+	socklen_t n = sizeof(addr);
+	struct stat st;
+
+	if (getsockname(fd, (struct sockaddr *)&addr, &n) < 0)
+		return error_set(err, -EBADFD, "a socket of systemd: %m");
+	if (!addr.sun_path[0])
+		return error_set(err, -EBADFD, "a socket without a file: want one with mode %04o",
+				 want);
+	if (stat(addr.sun_path, &st) < 0)
+		return error_set(err, -EBADFD, "%.108s: %m", addr.sun_path);
+	if (st.st_mode & 0777 & ~want)
+		return error_set(err, -EBADFD, "%.108s has mode %04o: want %04o (SocketMode=)",
+				 addr.sun_path, st.st_mode & 0777, want);
+	if (st.st_uid != 0 && st.st_uid != geteuid())
+		return error_set(err, -EBADFD, "%.108s belongs to uid %u: want root (SocketUser=)",
+				 addr.sun_path, st.st_uid);
+	return 0;
+}
+
 /* What systemd hands over: sockets, which is which says FileDescriptorName=, and what we had it keep. */
 static int take_sockets(struct server *s, struct error *err)
 {
@@ -234,11 +259,14 @@ static int take_sockets(struct server *s, struct error *err)
 	for (int i = 0; i < n; i++) {
 		int fd = SD_LISTEN_FDS_START + i;
 
+		bool admin = strcmp(names[i], "dsd-admin") == 0;
+
 		if (store_is_name(names[i])) {
 			store_add(&s->store, names[i], fd);
 		} else if (r == 0 && sd_is_socket_unix(fd, SOCK_STREAM, 1, NULL, 0) > 0) {
 			fcntl(fd, F_SETFD, FD_CLOEXEC);
-			r = server_listen(s, fd, strcmp(names[i], "dsd-admin") == 0, err);
+			r = check_socket(fd, admin, err);
+			r = r ?: server_listen(s, fd, admin, err);
 		}
 		free(names[i]);
 	}
@@ -394,6 +422,8 @@ int main(int argc, char **argv)
 		r = run(&o, &err);
 	if (r < 0) {
 		log_error("%s", error_text(&err, r));
+		if (r == -EBADFD)
+			return EXIT_CONFIG;
 		return r == -EBUSY || r == -EADDRINUSE ? EXIT_INSTANCE : 1;
 	}
 	return 0;

@@ -262,11 +262,13 @@ class Managed(Daemon):
 
     def __init__(self, *options, **kw):
         self.kept, self.status, self.n_ready, self.n_starts = {}, "", 0, 0
+        self.said = []  # (when, lines)
         super().__init__(*options, **kw)
 
-    def _listen(self, path):
+    def _listen(self, path, mode):
         s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         s.bind(path)
+        os.chmod(path, mode)
         s.listen(128)
         return s
 
@@ -274,7 +276,8 @@ class Managed(Daemon):
         if self.n_starts == 0:
             i = self.args.index("--socket")
             del self.args[i:i + 2]
-            self.sockets = [("dsd", self._listen(self.socket)), ("dsd-admin", self._listen(self.admin))]
+            self.sockets = [("dsd", self._listen(self.socket, 0o660)),
+                            ("dsd-admin", self._listen(self.admin, 0o600))]
             self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self.notify.bind(os.path.join(self.dir, "notify"))
             self.lock = threading.Lock()
@@ -308,6 +311,7 @@ class Managed(Daemon):
                 return
             said = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
             with self.lock:
+                self.said.append((time.monotonic(), data.decode().splitlines()))
                 name = said.get("FDNAME")
                 if "FDSTORE" in said:
                     self._forget(name)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dsdtest import BUILD, Client, Daemon, pb
+from dsdtest import BUILD, Client, Daemon, Managed, pb
 
 DSD = os.path.join(BUILD, "daemon", "dsd")
 
@@ -112,6 +112,7 @@ def test_systemd_sockets_are_taken_over_and_readiness_is_told(tmp_path):
     """As systemd does it: descriptor 3 is the listening socket, NOTIFY_SOCKET hears READY."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "s"))
+    os.chmod(tmp_path / "s", 0o660)
     listener.listen()
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notify.bind(str(tmp_path / "notify"))
@@ -145,3 +146,13 @@ def test_a_worker_that_serves_is_in_its_sandbox(fake):
     with open("/proc/%d/status" % fake.worker_pid()) as f:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
     assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
+
+
+@pytest.mark.parametrize("name,mode,want", [("dsd", 0o666, "0660"), ("dsd-admin", 0o660, "0600")])
+def test_a_socket_of_systemd_that_lets_in_too_many_is_refused(name, mode, want):
+    with Managed() as d:
+        d.stop()
+        os.chmod(d.socket if name == "dsd" else d.admin, mode)
+        d.start(wait=False)
+        assert d.process.wait(20) == 2
+        assert "mode %04o: want %s" % (mode, want) in d.read_log()
