@@ -21,8 +21,8 @@ struct config_model {
 
 /* What the daemon runs with; config_init() gives the defaults that --check-config prints. */
 struct config {
-	uint64_t pool_size;  /* bytes over all models; 0: an eighth of the memory, at most 4 GiB */
-	uint32_t pool_entry; /* enum page_entry, or _PAGE_ENTRY_MAX: what fits the weights */
+	uint64_t pool_size;   /* bytes over all models; 0: an eighth of the memory, at most 4 GiB */
+	uint32_t pool_entry;  /* enum page_entry, or _PAGE_ENTRY_MAX: what fits the weights */
 	uint32_t pool_verify; /* enum pool_verify */
 	uint32_t sched_slots;
 	uint32_t sched_step_tokens;
