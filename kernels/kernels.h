@@ -37,7 +37,9 @@ extern "C" {
 #define K_CPU_VNNI   4u
 #define K_CPU_BF16   8u
 
-enum k_type { K_F32, K_BF16, _K_TYPE_MAX };
+/* How a weight is kept. K_Q8 and K_Q4: integers of 8 and 4 bits with their scales (8.125 and 4.5 bits a
+ * number); their products take the activations in 8 bits too, one scale for 128 numbers. */
+enum k_type { K_F32, K_BF16, K_Q8, K_Q4, _K_TYPE_MAX };
 enum k_entry { K_ENTRY_F32, K_ENTRY_BF16, K_ENTRY_INT8 }; /* as enum page_entry of the daemon */
 
 struct kernels;  /* one device with its op table (below) */

@@ -14,12 +14,14 @@
  *   bf16: dword j of k holds column j low and column j+16 high     64 bytes per k
  *
  * (one AVX-512 load, or two AVX2 loads, and a shift and a mask give the columns as f32). Columns past
- * n_out are zero. A matrix with one output row (a norm's weights) is kept as that row in f32. */
+ * n_out are zero. quant.h has q8 and q4. A matrix with one output row (a norm's weights) is kept as
+ * that row in f32. */
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "kernels.h"
+#include "quant.h"
 #include "threads.h"
 
 #define PANEL 32u
@@ -82,6 +84,13 @@ struct cpu_isa {
 	void (*exp)(float *y, const float *x, float max, float t, uint32_t n);
 	void (*softmax_tile)(const struct softmax_tile *s);
 	void (*load_bf16)(float *y, const uint16_t *x, uint32_t n);
+	void (*tile_q8)(const struct q_tile *t);
+	void (*tile_q4)(const struct q_tile *t);
+	/* n numbers into q_groups(n) groups */
+	void (*quantise)(struct q_row *y, const float *x, uint32_t n);
+	/* One group of a panel out of x[k][column], [Q_GROUP][PANEL]. */
+	void (*pack_q8)(struct q8_group *w, const float *x);
+	void (*pack_q4)(struct q4_group *w, const float *x);
 };
 
 /* The two products, in linear.c (the reference) and beside it. */
@@ -96,11 +105,14 @@ extern const struct cpu_isa cpu_isa_scalar;
 #ifdef K_HAVE_X86
 extern const struct cpu_isa cpu_isa_avx2;
 extern const struct cpu_isa cpu_isa_avx512;
+extern const struct cpu_isa cpu_isa_vnni; /* AVX-512 with VNNI */
 #endif
 
 /* Memory that operations work in: grows to the largest step seen and stays. */
 enum scratch_slot {
 	SCRATCH_ROWS, /* row pointers */
+	SCRATCH_QUANTISED,
+	SCRATCH_QUANTISED_ROWS,
 	SCRATCH_A,
 	SCRATCH_B,
 	SCRATCH_C,
@@ -157,8 +169,28 @@ static inline uint32_t weight_n_panels(const struct k_weight *w)
 {
 	return (w->n_out + w->panel - 1) / w->panel;
 }
+static inline bool weight_is_quantised(const struct k_weight *w)
+{
+	return w->panel > 1 && (w->type == K_Q8 || w->type == K_Q4);
+}
+
+/* The left side of a product: f32 rows, or quantised ones where the weight is. */
+struct operand {
+	const float *const *x;
+	const struct q_row *const *q;
+};
+
+static inline struct operand operand_from(struct operand o, uint32_t row)
+{
+	return (struct operand){o.x ? o.x + row : NULL, o.q ? o.q + row : NULL};
+}
+/* Quantised rows of @n_in numbers for @n rows: [n] pointers, not filled. NULL: as cpu_scratch(). */
+struct q_row **cpu_quantised_rows(struct cpu *c, uint32_t n, uint32_t n_in);
+/* The rows as @w wants them; may fork. False: no memory, and the step has failed. */
+bool cpu_operand(struct cpu *c, struct operand *ret, const float *const *x, uint32_t n_rows,
+		 const struct k_weight *w);
 /* y[r] = x[r] W^T for the panels [first, end) of one matrix, on the calling thread. */
-void cpu_product(const struct cpu_isa *isa, float *const *y, const float *const *x, uint32_t n_rows,
+void cpu_product(const struct cpu_isa *isa, float *const *y, struct operand x, uint32_t n_rows,
 		 const struct k_weight *w, uint32_t mat, uint32_t first, uint32_t end);
 /* y[r] = x[r] W^T over row pointers; forks. */
 void cpu_linear(struct cpu *c, float *const *y, const float *const *x, uint32_t n_rows,

@@ -19,14 +19,18 @@ struct ffn_job {
 	const struct k_weight *gate_up, *down;
 	uint32_t row, n_rows, n_used; /* of this pass; n_used 1 and no ids: dense */
 	uint32_t inter, hidden, n_pairs;
-	uint32_t n_hit;       /* experts with rows, ascending */
-	uint32_t *expert;     /* [n_hit] */
-	uint32_t *first;      /* [n_hit + 1]: its pairs in sorted order */
-	uint32_t *next;       /* [n_mat]: cursor of the counting sort */
-	const float **x_rows; /* [n_pairs] in sorted order: input of gate and up */
-	float **gu_rows;      /* their [2 * inter], gate becomes the activation */
-	float **out_rows;     /* and their [hidden] */
-	float *gu, *out;      /* by pair: row * n_used + choice */
+	uint32_t n_hit;            /* experts with rows, ascending */
+	uint32_t *expert;          /* [n_hit] */
+	uint32_t *first;           /* [n_hit + 1]: its pairs in sorted order */
+	uint32_t *next;            /* [n_mat]: cursor of the counting sort */
+	uint32_t *row_of;          /* [n_pairs] in sorted order: row of the pass */
+	const float **x_rows;      /* [n_pairs]: input of gate and up */
+	float **gu_rows;           /* their [2 * inter], gate becomes the activation */
+	float **out_rows;          /* and their [hidden] */
+	const float **in_rows;     /* [n_rows]: of the pass, each once */
+	const struct q_row **in_q; /* [n_pairs]: the quantised x_rows, where gate_up is */
+	struct q_row **activated;  /* [n_pairs]: the quantised gu_rows, where down is */
+	float *gu, *out;           /* by pair: row * n_used + choice */
 	const uint32_t *ids;
 	const float *weights;
 };
@@ -35,7 +39,7 @@ struct ffn_job {
 struct product_job {
 	struct ffn_job *j;
 	const struct k_weight *w;
-	const float *const *x;
+	struct operand x;
 	float *const *y;
 };
 
@@ -59,7 +63,8 @@ static void product_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	for (uint32_t h = 0; h < j->n_hit; h++)
 		for (uint32_t i = 0; i < n_panels; i++, at += panel_cost(j, h)) {
 			if (at >= begin && at < end) /* a unit belongs to where it starts */
-				cpu_product(&j->c->isa, p->y + j->first[h], p->x + j->first[h],
+				cpu_product(&j->c->isa, p->y + j->first[h],
+					    operand_from(p->x, j->first[h]),
 					    j->first[h + 1] - j->first[h], p->w, j->expert[h], i,
 					    i + 1);
 		}
@@ -71,8 +76,11 @@ static void swiglu_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	uint32_t begin, end;
 
 	threads_share(j->n_pairs, thread, n_threads, &begin, &end);
-	for (uint32_t i = begin; i < end; i++)
+	for (uint32_t i = begin; i < end; i++) {
 		j->c->isa.swiglu(j->gu_rows[i], j->gu_rows[i] + j->inter, j->inter);
+		if (j->activated)
+			j->c->isa.quantise(j->activated[i], j->gu_rows[i], j->inter);
+	}
 }
 
 /* y[row] += sum of weight * output, best choice first. */
@@ -101,19 +109,22 @@ static uint32_t pair_expert(const struct ffn_job *j, uint32_t pair)
 static bool ffn_scratch(struct ffn_job *j)
 {
 	uint32_t n_mat = j->gate_up->n_mat, rows = j->c->step.n_rows;
-	uint64_t pairs = (uint64_t)(rows < PASS_ROWS ? rows : PASS_ROWS) * j->n_used;
+	uint64_t pass = rows < PASS_ROWS ? rows : PASS_ROWS, pairs = pass * j->n_used;
 
-	j->expert =
-		cpu_scratch(j->c, SCRATCH_GROUPS, (3 * (uint64_t)n_mat + 1) * sizeof(*j->expert));
-	j->x_rows = cpu_scratch(j->c, SCRATCH_ROWS, 3 * pairs * sizeof(*j->x_rows));
+	j->expert = cpu_scratch(j->c, SCRATCH_GROUPS,
+				(3 * (uint64_t)n_mat + 1 + pairs) * sizeof(*j->expert));
+	j->x_rows = cpu_scratch(j->c, SCRATCH_ROWS, (4 * pairs + pass) * sizeof(*j->x_rows));
 	j->gu = cpu_scratch(j->c, SCRATCH_A, pairs * 2 * j->inter * sizeof(*j->gu));
 	j->out = cpu_scratch(j->c, SCRATCH_B, j->ids ? pairs * j->hidden * sizeof(*j->out) : 0);
 	if (!j->expert || !j->x_rows || !j->gu || !j->out)
 		return false;
 	j->first = j->expert + n_mat;
 	j->next = j->first + n_mat + 1;
+	j->row_of = j->next + n_mat;
 	j->gu_rows = (float **)(j->x_rows + pairs);
 	j->out_rows = j->gu_rows + pairs;
+	j->in_q = (const struct q_row **)(j->out_rows + pairs);
+	j->in_rows = (const float **)(j->in_q + pairs);
 	return true;
 }
 
@@ -141,16 +152,47 @@ static void group_pairs(struct ffn_job *j)
 	for (uint32_t p = 0; p < j->n_pairs; p++) {
 		uint32_t i = j->next[pair_expert(j, p)]++;
 
-		j->x_rows[i] = buffer_row(j->x, j->row + p / j->n_used);
+		j->row_of[i] = p / j->n_used;
+		j->x_rows[i] = buffer_row(j->x, j->row + j->row_of[i]);
 		j->gu_rows[i] = j->gu + (size_t)p * 2 * j->inter;
 		j->out_rows[i] =
 			j->ids ? j->out + (size_t)p * j->hidden : buffer_row(j->y, j->row + p);
 	}
 }
 
+/* What gate and up read: a row that goes to several experts is quantised once. */
+static bool gate_up_operand(struct ffn_job *j, struct operand *ret)
+{
+	struct operand rows;
+
+	*ret = (struct operand){.x = j->x_rows};
+	if (!weight_is_quantised(j->gate_up))
+		return true;
+	for (uint32_t r = 0; r < j->n_rows; r++)
+		j->in_rows[r] = buffer_row(j->x, j->row + r);
+	if (!cpu_operand(j->c, &rows, j->in_rows, j->n_rows, j->gate_up))
+		return false;
+	for (uint32_t i = 0; i < j->n_pairs; i++)
+		j->in_q[i] = rows.q[j->row_of[i]];
+	ret->q = j->in_q;
+	return true;
+}
+
+/* What down reads, to be filled by swiglu_part(). */
+static bool down_operand(struct ffn_job *j, struct operand *ret)
+{
+	*ret = (struct operand){.x = (const float *const *)j->gu_rows};
+	j->activated = NULL;
+	if (!weight_is_quantised(j->down))
+		return true;
+	j->activated = cpu_quantised_rows(j->c, j->n_pairs, j->inter);
+	ret->q = (const struct q_row *const *)j->activated;
+	return j->activated;
+}
+
 static void ffn_run(struct ffn_job *j)
 {
-	struct product_job gate_up = {j, j->gate_up}, down = {j, j->down};
+	struct product_job gate_up = {.j = j, .w = j->gate_up}, down = {.j = j, .w = j->down};
 	uint32_t n_rows = j->c->step.n_rows;
 
 	j->inter = j->down->n_in;
@@ -163,11 +205,13 @@ static void ffn_run(struct ffn_job *j)
 	for (j->row = 0; j->row < n_rows; j->row += PASS_ROWS) {
 		j->n_rows = n_rows - j->row < PASS_ROWS ? n_rows - j->row : PASS_ROWS;
 		group_pairs(j);
-		gate_up.x = j->x_rows;
 		gate_up.y = j->gu_rows;
-		down.x = (const float *const *)j->gu_rows;
 		down.y = j->out_rows;
+		if (!gate_up_operand(j, &gate_up.x))
+			return;
 		threads_run(j->c->threads, product_part, &gate_up);
+		if (!down_operand(j, &down.x))
+			return;
 		threads_run(j->c->threads, swiglu_part, j);
 		threads_run(j->c->threads, product_part, &down);
 		if (j->ids)

@@ -2,7 +2,8 @@
 /* y = x W^T: the operation, and the scalar reference of the product it is made of.
  *
  * Threads share out panels of output columns; K is never split. So an element is one chain of fused
- * multiply-adds over ascending K for one row as for many, on one thread as on many. */
+ * multiply-adds over ascending K for one row as for many, on one thread as on many. Where the weight
+ * is quantised (quant.h), the rows are quantised first, once. */
 #include <assert.h>
 #include <math.h>
 
@@ -79,16 +80,39 @@ static void single_row(const struct k_weight *w, uint32_t mat, struct tile *t)
 	linear_tile_f32_scalar(t);
 }
 
-void cpu_product(const struct cpu_isa *isa, float *const *y, const float *const *x, uint32_t n_rows,
+static void quantised_product(const struct cpu_isa *isa, float *const *y,
+			      const struct q_row *const *x, uint32_t n_rows,
+			      const struct k_weight *w, uint32_t mat, uint32_t first, uint32_t end)
+{
+	struct q_tile t = {.x = x, .y = y, .n_groups = q_groups(w->n_in), .n_rows = n_rows};
+
+	for (; first < end; first++) {
+		uint32_t left = w->n_out - first * PANEL;
+
+		t.w = weight_panel(w, mat, first);
+		t.y_col = first * PANEL;
+		t.n_cols = left < PANEL ? left : PANEL;
+		if (w->type == K_Q8)
+			isa->tile_q8(&t);
+		else
+			isa->tile_q4(&t);
+	}
+}
+
+void cpu_product(const struct cpu_isa *isa, float *const *y, struct operand x, uint32_t n_rows,
 		 const struct k_weight *w, uint32_t mat, uint32_t first, uint32_t end)
 {
-	struct tile t = {.x = x, .y = y, .x_step = 1, .n_rows = n_rows};
+	struct tile t = {.x = x.x, .y = y, .x_step = 1, .n_rows = n_rows};
 	uint32_t run = n_rows < RUN_ROWS ? w->n_in : RUN_K;
 	uint32_t group = n_rows < RUN_PANELS_ROWS ? 1 : RUN_PANELS;
 
 	if (w->panel == 1) {
 		if (first < end)
 			single_row(w, mat, &t);
+		return;
+	}
+	if (weight_is_quantised(w)) {
+		quantised_product(isa, y, x.q, n_rows, w, mat, first, end);
 		return;
 	}
 	for (; first < end; first += group) {
@@ -101,10 +125,61 @@ void cpu_product(const struct cpu_isa *isa, float *const *y, const float *const 
 	}
 }
 
+struct q_row **cpu_quantised_rows(struct cpu *c, uint32_t n, uint32_t n_in)
+{
+	uint64_t groups = q_groups(n_in);
+	struct q_row *data = cpu_scratch(c, SCRATCH_QUANTISED, n * groups * sizeof(*data));
+	struct q_row **rows = cpu_scratch(c, SCRATCH_QUANTISED_ROWS, n * sizeof(*rows));
+
+	if (!data || !rows)
+		return NULL;
+	for (uint32_t i = 0; i < n; i++)
+		rows[i] = data + i * groups;
+	return rows;
+}
+
+struct quantise_job {
+	struct cpu *c;
+	struct q_row **y;
+	const float *const *x;
+	uint32_t n_rows, n_in;
+};
+
+static void quantise_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	const struct quantise_job *j = ctx;
+	uint32_t begin, end;
+
+	threads_share(j->n_rows, thread, n_threads, &begin, &end);
+	for (uint32_t r = begin; r < end; r++)
+		j->c->isa.quantise(j->y[r], j->x[r], j->n_in);
+}
+
+#define QUANTISE_ALONE 16384u /* numbers: fewer are done sooner than a fork is joined */
+
+bool cpu_operand(struct cpu *c, struct operand *ret, const float *const *x, uint32_t n_rows,
+		 const struct k_weight *w)
+{
+	struct quantise_job j = {.c = c, .x = x, .n_rows = n_rows, .n_in = w->n_in};
+
+	*ret = (struct operand){.x = x};
+	if (!weight_is_quantised(w))
+		return true;
+	j.y = cpu_quantised_rows(c, n_rows, w->n_in);
+	if (!j.y)
+		return false;
+	if ((uint64_t)n_rows * w->n_in <= QUANTISE_ALONE)
+		quantise_part(&j, 0, 1);
+	else
+		threads_run(c->threads, quantise_part, &j);
+	ret->q = (const struct q_row *const *)j.y;
+	return true;
+}
+
 struct linear_job {
 	struct cpu *c;
 	float *const *y;
-	const float *const *x;
+	struct operand x;
 	uint32_t n_rows;
 	const struct k_weight *w;
 };
@@ -121,9 +196,10 @@ static void linear_part(void *ctx, uint32_t thread, uint32_t n_threads)
 void cpu_linear(struct cpu *c, float *const *y, const float *const *x, uint32_t n_rows,
 		const struct k_weight *w)
 {
-	struct linear_job j = {c, y, x, n_rows, w};
+	struct linear_job j = {.c = c, .y = y, .n_rows = n_rows, .w = w};
 
-	threads_run(c->threads, linear_part, &j);
+	if (cpu_operand(c, &j.x, x, n_rows, w))
+		threads_run(c->threads, linear_part, &j);
 }
 
 void cpu_linear_op(struct kernels *k, struct k_buffer *y, const struct k_buffer *x,

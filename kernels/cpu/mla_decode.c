@@ -35,7 +35,7 @@ struct decode_job {
 	uint32_t n_units, wave, n_wave; /* first unit and number of units of this wave */
 	size_t tile_stride;
 	struct decode_row rows[DECODE_ROWS];
-	const float **x; /* [n_heads][DECODE_ROWS] row pointers of the two head products */
+	const float **x; /* [n_heads][n_rows] row pointers of the two head products */
 	float **y;
 	float *ql;        /* [n_rows][n_heads][rank], then the merged latents */
 	float *max, *sum; /* [n_rows][n_groups][GROUP], merged */
@@ -77,6 +77,7 @@ static float *latents(const struct decode_job *j, uint32_t i, uint32_t head)
 struct heads_job {
 	struct decode_job *j;
 	const struct k_weight *w;
+	struct operand x; /* [n_heads * n_rows] */
 };
 
 static void heads_part(void *ctx, uint32_t thread, uint32_t n_threads)
@@ -89,9 +90,17 @@ static void heads_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	for (uint32_t u = begin; u < end; u++) {
 		uint32_t h = u / n_panels, p = u % n_panels;
 
-		cpu_product(&j->c->isa, j->y + h * DECODE_ROWS, j->x + h * DECODE_ROWS, j->n_rows,
-			    hj->w, h, p, p + 1);
+		cpu_product(&j->c->isa, j->y + h * j->n_rows, operand_from(hj->x, h * j->n_rows),
+			    j->n_rows, hj->w, h, p, p + 1);
 	}
+}
+
+static void heads_product(struct decode_job *j, const struct k_weight *w)
+{
+	struct heads_job hj = {.j = j, .w = w};
+
+	if (cpu_operand(j->c, &hj.x, j->x, j->m->n_heads * j->n_rows, w))
+		threads_run(j->c->threads, heads_part, &hj);
 }
 
 /* queries[d][GROUP]: latent then rope, heads that do not exist are 0. */
@@ -276,7 +285,6 @@ static bool decode_scratch(struct decode_job *j)
 static void decode_pass(struct decode_job *j)
 {
 	const struct k_mla *m = j->m;
-	struct heads_job uk = {j, j->w_uk}, uv = {j, j->w_uv};
 	uint32_t wave;
 
 	j->n_units = 0;
@@ -291,11 +299,11 @@ static void decode_pass(struct decode_job *j)
 		return;
 	for (uint32_t h = 0; h < m->n_heads; h++)
 		for (uint32_t i = 0; i < j->n_rows; i++) {
-			j->x[h * DECODE_ROWS + i] =
+			j->x[h * j->n_rows + i] =
 				buffer_row(j->q, j->rows[i].row) + h * (m->nope + m->rope);
-			j->y[h * DECODE_ROWS + i] = latents(j, i, h);
+			j->y[h * j->n_rows + i] = latents(j, i, h);
 		}
-	threads_run(j->c->threads, heads_part, &uk);
+	heads_product(j, j->w_uk);
 	wave = j->n_wave;
 	for (j->wave = 0; j->wave < j->n_units; j->wave += wave) {
 		j->n_wave = j->n_units - j->wave < wave ? j->n_units - j->wave : wave;
@@ -304,12 +312,12 @@ static void decode_pass(struct decode_job *j)
 	}
 	for (uint32_t h = 0; h < m->n_heads; h++)
 		for (uint32_t i = 0; i < j->n_rows; i++) {
-			j->x[h * DECODE_ROWS + i] =
+			j->x[h * j->n_rows + i] =
 				latents(j, i, h) + (size_t)j->n_rows * m->n_heads * m->rank;
-			j->y[h * DECODE_ROWS + i] =
+			j->y[h * j->n_rows + i] =
 				buffer_row(j->out, j->rows[i].row) + h * m->v_head;
 		}
-	threads_run(j->c->threads, heads_part, &uv);
+	heads_product(j, j->w_uv);
 }
 
 void cpu_mla_decode(struct kernels *k, struct k_buffer *out, const struct k_buffer *q,

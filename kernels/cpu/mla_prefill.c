@@ -26,10 +26,11 @@ struct prefill_job {
 	float *tile;               /* [64][rank + rope] */
 	float *kv;                 /* [64][n_heads * (nope + v)], rows kv_stride apart */
 	size_t tile_stride, kv_stride;
-	const float **kv_x; /* [64] rows of tile */
-	float **kv_y;       /* [64] rows of kv */
-	float *queries;     /* [n_heads][n_blocks][nope + rope][lanes] */
-	float *max, *sum;   /* [n_heads][n_blocks][lanes] */
+	const float **kv_x;   /* [64] rows of tile */
+	struct operand kv_in; /* the same as kv_b wants them */
+	float **kv_y;         /* [64] rows of kv */
+	float *queries;       /* [n_heads][n_blocks][nope + rope][lanes] */
+	float *max, *sum;     /* [n_heads][n_blocks][lanes] */
 	struct prefill_thread {
 		float s[K_TILE_POSITIONS * MLA_LANES_MAX];
 		float correction[MLA_LANES_MAX];
@@ -86,7 +87,7 @@ static void expand_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	uint32_t begin, end;
 
 	threads_share(weight_n_panels(j->kv_b), thread, n_threads, &begin, &end);
-	cpu_product(&j->c->isa, j->kv_y, j->kv_x, j->tile_n, j->kv_b, 0, begin, end);
+	cpu_product(&j->c->isa, j->kv_y, j->kv_in, j->tile_n, j->kv_b, 0, begin, end);
 }
 
 /* scores[position][lane]: the nope part, then the rope part goes on with the same chain. */
@@ -251,6 +252,8 @@ static void prefill_pass(struct prefill_job *j, uint32_t stream)
 		j->tile_n = left < K_TILE_POSITIONS ? left : K_TILE_POSITIONS;
 		mla_load_tile(j->c, j->seg->pages, stream, j->tile_pos, j->tile_n,
 			      j->m->rank + j->m->rope, j->tile, j->tile_stride);
+		if (!cpu_operand(j->c, &j->kv_in, j->kv_x, j->tile_n, j->kv_b))
+			return;
 		threads_run(j->c->threads, expand_part, j);
 		threads_run(j->c->threads, attend_part, j);
 	}

@@ -2,9 +2,14 @@
 /* The scalar reference of every inner kernel: what the others must equal, bit for bit. */
 #include "row_ops.h"
 
+#include "quant_ops.h"
+
 const struct cpu_isa cpu_isa_scalar = {
 	.name = "cpu-scalar",
 	.tile_f32 = linear_tile_f32_scalar,
 	.tile_bf16 = linear_tile_bf16_scalar,
+	.tile_q8 = quant_tile_q8_scalar,
+	.tile_q4 = quant_tile_q4_scalar,
 	ROW_OPS,
+	QUANT_OPS,
 };

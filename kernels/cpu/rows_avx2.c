@@ -2,9 +2,14 @@
 #define K_SIMD_AVX2
 #include "row_ops.h"
 
+#include "quant_ops.h"
+
 const struct cpu_isa cpu_isa_avx2 = {
 	.name = "cpu-avx2",
 	.tile_f32 = linear_tile_f32_avx2,
 	.tile_bf16 = linear_tile_bf16_avx2,
+	.tile_q8 = quant_tile_q8_avx2,
+	.tile_q4 = quant_tile_q4_avx2,
 	ROW_OPS,
+	QUANT_OPS,
 };

@@ -2,9 +2,24 @@
 #define K_SIMD_AVX512
 #include "row_ops.h"
 
+#include "quant_ops.h"
+
 const struct cpu_isa cpu_isa_avx512 = {
 	.name = "cpu-avx512",
 	.tile_f32 = linear_tile_f32_avx512,
 	.tile_bf16 = linear_tile_bf16_avx512,
+	.tile_q8 = quant_tile_q8_avx2,
+	.tile_q4 = quant_tile_q4_avx2,
 	ROW_OPS,
+	QUANT_OPS,
+};
+
+const struct cpu_isa cpu_isa_vnni = {
+	.name = "cpu-avx512-vnni",
+	.tile_f32 = linear_tile_f32_avx512,
+	.tile_bf16 = linear_tile_bf16_avx512,
+	.tile_q8 = quant_tile_q8_vnni,
+	.tile_q4 = quant_tile_q4_vnni,
+	ROW_OPS,
+	QUANT_OPS,
 };

@@ -69,6 +69,11 @@ static inline v16 v_where_below(uint32_t i, const uint32_t n[LANES], v16 x, v16 
 
 	return _mm512_mask_blend_ps(m, other, x);
 }
+/* a < b ? x : y */
+static inline v16 v_where_less(v16 a, v16 b, v16 x, v16 y)
+{
+	return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
 /* p * 2^(bits of t - bits of the magic number), as k_expf() does it */
 static inline v16 v_scale_exp(v16 p, v16 t)
 {
@@ -145,6 +150,11 @@ static inline v16 v_where_below(uint32_t i, const uint32_t n[LANES], v16 x, v16 
 {
 	return (v16){v_where_below_8(i, n, x.a, other.a), v_where_below_8(i, n + 8, x.b, other.b)};
 }
+static inline v16 v_where_less(v16 a, v16 b, v16 x, v16 y)
+{
+	return (v16){_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+		     _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
+}
 static inline __m256 v_scale_exp_8(__m256 p, __m256 t)
 {
 	__m256i i = _mm256_sub_epi32(_mm256_castps_si256(t),
@@ -219,6 +229,14 @@ static inline v16 v_fma(v16 a, v16 b, v16 c)
 static inline v16 v_max(v16 a, v16 b)
 {
 	V_LANES(a.f[i_] > b.f[i_] ? a.f[i_] : b.f[i_]);
+}
+static inline v16 v_min(v16 a, v16 b)
+{
+	V_LANES(a.f[i_] < b.f[i_] ? a.f[i_] : b.f[i_]);
+}
+static inline v16 v_where_less(v16 a, v16 b, v16 x, v16 y)
+{
+	V_LANES(a.f[i_] < b.f[i_] ? x.f[i_] : y.f[i_]);
 }
 static inline v16 v_where_below(uint32_t i, const uint32_t n[LANES], v16 x, v16 other)
 {

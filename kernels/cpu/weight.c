@@ -8,6 +8,11 @@
 
 #define WIDTH_MAX (1u << 27) /* of n_in and n_out: far past any model, far below overflow */
 
+static uint64_t group_bytes(const struct k_weight *w)
+{
+	return w->type == K_Q8 ? sizeof(struct q8_group) : sizeof(struct q4_group);
+}
+
 static int weight_shape(struct k_weight *w, const struct k_source *src)
 {
 	uint64_t panels, cells, rows;
@@ -27,7 +32,10 @@ static int weight_shape(struct k_weight *w, const struct k_source *src)
 	};
 	panels = weight_n_panels(w);
 	cells = (uint64_t)w->n_in * w->panel;
-	w->panel_bytes = cells * (w->panel > 1 && w->type == K_BF16 ? 2 : 4);
+	if (weight_is_quantised(w))
+		w->panel_bytes = q_groups(w->n_in) * group_bytes(w);
+	else
+		w->panel_bytes = cells * (w->panel > 1 && w->type == K_BF16 ? 2 : 4);
 	w->panel_bytes = (w->panel_bytes + LINE - 1) / LINE * LINE;
 	if (__builtin_mul_overflow(panels, w->panel_bytes, &w->matrix_bytes) ||
 	    __builtin_mul_overflow(w->matrix_bytes, (uint64_t)w->n_mat, &w->bytes))
@@ -55,6 +63,20 @@ static void weight_put_row(struct k_weight *w, uint32_t mat, uint32_t row, const
 	}
 }
 
+static void get_quantised_row(const struct k_weight *w, const uint8_t *panel, uint32_t c,
+			      float *ret)
+{
+	for (uint32_t k = 0; k < w->n_in; k++) {
+		const uint8_t *group = panel + k / Q_GROUP * group_bytes(w);
+		const struct q8_group *w8 = (const void *)group;
+		const struct q4_group *w4 = (const void *)group;
+		bool q8 = w->type == K_Q8;
+		uint32_t u = q8 ? q8_at(w8, k % Q_GROUP, c) : q4_at(w4, k % Q_GROUP, c);
+
+		ret[k] = bf16_to_f32(q8 ? w8->d[c] : w4->d[c]) * (float)((int32_t)u - 128);
+	}
+}
+
 static void weight_get_row(const struct k_weight *w, uint32_t row, float *ret)
 {
 	const uint8_t *panel = weight_panel(w, 0, row / w->panel);
@@ -62,6 +84,8 @@ static void weight_get_row(const struct k_weight *w, uint32_t row, float *ret)
 
 	if (w->panel == 1) {
 		memcpy(ret, panel, w->n_in * sizeof(float));
+	} else if (weight_is_quantised(w)) {
+		get_quantised_row(w, panel, c, ret);
 	} else if (w->type == K_BF16) {
 		const uint16_t *p = (const uint16_t *)panel + 2 * (c % 16) + c / 16;
 
@@ -71,6 +95,68 @@ static void weight_get_row(const struct k_weight *w, uint32_t row, float *ret)
 		for (uint32_t k = 0; k < w->n_in; k++)
 			ret[k] = ((const float *)panel)[(size_t)k * PANEL + c];
 	}
+}
+
+/* One panel, K ascending in f32 with zeros past the end, into groups. */
+struct quantise_panel {
+	const struct cpu *c;
+	const struct k_weight *w;
+	const float *x; /* [q_groups * Q_GROUP][PANEL] */
+	uint8_t *panel;
+};
+
+static void quantise_panel_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	const struct quantise_panel *j = ctx;
+	uint32_t begin, end;
+
+	threads_share(q_groups(j->w->n_in), thread, n_threads, &begin, &end);
+	for (uint32_t g = begin; g < end; g++) {
+		const float *x = j->x + (size_t)g * Q_GROUP * PANEL;
+		void *to = j->panel + g * group_bytes(j->w);
+
+		if (j->w->type == K_Q8)
+			j->c->isa.pack_q8(to, x);
+		else
+			j->c->isa.pack_q4(to, x);
+	}
+}
+
+/* A panel of rows at a time is held in f32. */
+static int pack_quantised(struct cpu *c, struct k_weight *w, const struct k_source *src, float *row)
+{
+	size_t bytes = (size_t)q_groups(w->n_in) * Q_GROUP * PANEL * sizeof(float);
+	uint32_t n_panels = weight_n_panels(w);
+	float *x = cpu_alloc(bytes);
+	int r = x ? 0 : -ENOMEM;
+
+	for (uint32_t p = 0; r >= 0 && p < w->n_mat * n_panels; p++) {
+		uint32_t mat = p / n_panels, first = p % n_panels * PANEL;
+		struct quantise_panel j = {c, w, x, (uint8_t *)weight_panel(w, mat, p % n_panels)};
+
+		memset(x, 0, bytes);
+		for (uint32_t i = 0; r >= 0 && i < PANEL && first + i < w->n_out; i++) {
+			r = src->read_row(src->ctx, mat * w->n_out + first + i, row);
+			for (uint32_t k = 0; r >= 0 && k < w->n_in; k++)
+				x[(size_t)k * PANEL + i] = row[k];
+		}
+		if (r >= 0)
+			threads_run(c->threads, quantise_panel_part, &j);
+	}
+	free(x);
+	return r;
+}
+
+static int pack_rows(struct k_weight *w, const struct k_source *src, float *row)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; r >= 0 && i < w->n_mat * w->n_out; i++) {
+		r = src->read_row(src->ctx, i, row);
+		if (r >= 0)
+			weight_put_row(w, i / w->n_out, i % w->n_out, row);
+	}
+	return r;
 }
 
 int cpu_weight_pack(struct kernels *k, struct k_weight **ret, const struct k_source *src)
@@ -89,12 +175,12 @@ int cpu_weight_pack(struct kernels *k, struct k_weight **ret, const struct k_sou
 	}
 	row = calloc(w->n_in, sizeof(*row));
 	w->data = cpu_alloc(w->bytes);
-	r = row && w->data ? 0 : -ENOMEM;
-	for (uint32_t i = 0; r >= 0 && i < w->n_mat * w->n_out; i++) {
-		r = src->read_row(src->ctx, i, row);
-		if (r >= 0)
-			weight_put_row(w, i / w->n_out, i % w->n_out, row);
-	}
+	if (!row || !w->data)
+		r = -ENOMEM;
+	else if (weight_is_quantised(w))
+		r = pack_quantised(cpu_of(k), w, src, row);
+	else
+		r = pack_rows(w, src, row);
 	free(row);
 	if (r < 0) {
 		cpu_weight_free(k, w);

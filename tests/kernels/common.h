@@ -30,6 +30,7 @@ static const struct variant variants[] = {
 #ifdef K_HAVE_X86
 	{"avx2", K_CPU_AVX2, &cpu_isa_avx2},
 	{"avx512", K_CPU_AVX512, &cpu_isa_avx512},
+	{"vnni", K_CPU_AVX512 | K_CPU_VNNI, &cpu_isa_vnni},
 #endif
 };
 
@@ -100,7 +101,7 @@ static inline struct k_weight *matrix_pack(struct kernels *k, struct matrix *a, 
 	return w;
 }
 
-/* The matrix's number as a packed weight of @type has it. */
+/* The matrix's number as a packed weight of K_F32 or K_BF16 has it. */
 static inline double matrix_at(const struct matrix *a, enum k_type type, uint32_t mat, uint32_t out,
 			       uint32_t in)
 {
@@ -145,4 +146,35 @@ static inline void plain_begin(struct kernels *k, struct plain_step *s, uint32_t
 	s->seg = (struct k_segment){0, n_rows, 0, false, s->pages};
 	s->step = (struct k_step){n_rows, 1, s->ids, s->positions, &s->seg};
 	assert_int_equal(k->step_begin(k, &s->step, &s->pool), 0);
+}
+
+static const enum k_type all_types[] = {K_F32, K_BF16, K_Q8, K_Q4};
+
+/* The matrix as a packed weight of @type has it; columns are quantised each for itself, so that it
+ * does not matter which matrix of a weight a row is in. */
+static inline struct matrix matrix_kept(const struct matrix *a, enum k_type type)
+{
+	struct kernels *k = kernels_for(0, 1);
+	uint32_t n = a->n_mat * a->n_out, chunk = 512;
+	struct matrix one = {1, n, a->n_in, a->v}, ret = *a;
+	struct k_weight *w = matrix_pack(k, &one, a->n_out == 1 && type >= K_Q8 ? K_F32 : type);
+	struct k_buffer *x = buffer_of(k, NULL, chunk, a->n_in);
+
+	ret.v = malloc((size_t)n * a->n_in * sizeof(*ret.v));
+	assert_non_null(ret.v);
+	for (uint32_t first = 0; first < n; first += chunk) {
+		uint32_t rows = n - first < chunk ? n - first : chunk;
+		struct plain_step s;
+
+		plain_begin(k, &s, rows);
+		for (uint32_t i = 0; i < rows; i++)
+			s.ids[i] = first + i;
+		k->embed(k, x, w);
+		assert_int_equal(k->step_end(k), 0);
+		k->download(k, ret.v + (size_t)first * a->n_in, x, 0, rows);
+	}
+	k->weight_free(k, w);
+	k->buffer_free(k, x);
+	k->free(k);
+	return ret;
 }

@@ -1,0 +1,190 @@
+#pragma once
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The AVX-512 intrinsics that quant_vnni.c uses, one lane after the other as Intel's pseudocode has them,
+ * so that it can be compared with the reference where the CPU has none. Built under K_EMULATE_AVX512
+ * for AVX2; the names of the 512-bit types and functions are taken over by macros. */
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct {
+	uint8_t b[64];
+} emu_i;
+typedef struct {
+	float f[16];
+} emu_f;
+
+#define EMU_LANES(type, n, expr)                                                                   \
+	emu_i ret_;                                                                                \
+	type x_[n], r_[n];                                                                         \
+	memcpy(x_, &x, sizeof(x_));                                                                \
+	for (int i = 0; i < (n); i++)                                                              \
+		r_[i] = (type)(expr);                                                              \
+	memcpy(&ret_, r_, sizeof(ret_));                                                           \
+	return ret_
+#define EMU_TWO(type, n, expr)                                                                     \
+	type y_[n];                                                                                \
+	memcpy(y_, &y, sizeof(y_));                                                                \
+	EMU_LANES(type, n, expr)
+
+static inline emu_i emu_load(const void *p)
+{
+	emu_i r;
+
+	memcpy(&r, p, sizeof(r));
+	return r;
+}
+static inline void emu_store(void *p, emu_i x)
+{
+	memcpy(p, &x, sizeof(x));
+}
+static inline emu_f emu_load_ps(const float *p)
+{
+	emu_f r;
+
+	memcpy(&r, p, sizeof(r));
+	return r;
+}
+static inline void emu_store_ps(float *p, emu_f x)
+{
+	memcpy(p, &x, sizeof(x));
+}
+static inline emu_i emu_set1_32(int32_t v)
+{
+	emu_i x = {{0}};
+
+	EMU_LANES(int32_t, 16, v + 0 * x_[i]);
+}
+static inline emu_i emu_set1_16(int v)
+{
+	return emu_set1_32((int32_t)((uint32_t)(uint16_t)v * 0x10001u));
+}
+static inline emu_i emu_set1_8(int v)
+{
+	return emu_set1_32((int32_t)((uint32_t)(uint8_t)v * 0x1010101u));
+}
+static inline emu_i emu_set4_32(int32_t d, int32_t c, int32_t b, int32_t a)
+{
+	const int32_t v[4] = {a, b, c, d};
+	emu_i x = {{0}};
+
+	EMU_LANES(int32_t, 16, v[i % 4] + 0 * x_[i]);
+}
+static inline emu_i emu_and(emu_i x, emu_i y)
+{
+	EMU_TWO(uint32_t, 16, x_[i] & y_[i]);
+}
+static inline emu_i emu_or(emu_i x, emu_i y)
+{
+	EMU_TWO(uint32_t, 16, x_[i] | y_[i]);
+}
+static inline emu_i emu_add_8(emu_i x, emu_i y)
+{
+	EMU_TWO(uint8_t, 64, x_[i] + y_[i]);
+}
+static inline emu_i emu_mullo_16(emu_i x, emu_i y)
+{
+	EMU_TWO(uint16_t, 32, (uint32_t)x_[i] * y_[i]);
+}
+static inline emu_i emu_slli_32(emu_i x, unsigned n)
+{
+	EMU_LANES(uint32_t, 16, x_[i] << n);
+}
+static inline emu_i emu_srli_16(emu_i x, unsigned n)
+{
+	EMU_LANES(uint16_t, 32, x_[i] >> n);
+}
+static inline emu_i emu_srl_16(emu_i x, __m128i n)
+{
+	return emu_srli_16(x, (unsigned)_mm_cvtsi128_si32(n));
+}
+/* Within each 16 bytes; a high bit in the index gives 0. */
+static inline emu_i emu_shuffle_8(emu_i x, emu_i y)
+{
+	EMU_TWO(uint8_t, 64, y_[i] & 0x80 ? 0 : x_[i / 16 * 16 + (y_[i] & 15)]);
+}
+static inline emu_i emu_widen_16(__m256i v)
+{
+	uint16_t w[16];
+	emu_i x = {{0}};
+
+	memcpy(w, &v, sizeof(w));
+	EMU_LANES(uint32_t, 16, w[i] + 0 * x_[i]);
+}
+/* Four products of an unsigned byte and a signed one, added in 32 bits without saturation. */
+static inline emu_i emu_dpbusd(emu_i sum, emu_i u, emu_i s)
+{
+	int32_t r[16];
+	emu_i ret;
+
+	memcpy(r, &sum, sizeof(r));
+	for (int i = 0; i < 64; i++)
+		r[i / 4] = (int32_t)((uint32_t)r[i / 4] +
+				     (uint32_t)((int32_t)u.b[i] * (int8_t)s.b[i]));
+	memcpy(&ret, r, sizeof(ret));
+	return ret;
+}
+static inline emu_f emu_cast_ps(emu_i x)
+{
+	emu_f r;
+
+	memcpy(&r, &x, sizeof(r));
+	return r;
+}
+static inline emu_f emu_cvt_ps(emu_i x)
+{
+	int32_t v[16];
+	emu_f r;
+
+	memcpy(v, &x, sizeof(v));
+	for (int i = 0; i < 16; i++)
+		r.f[i] = (float)v[i];
+	return r;
+}
+static inline emu_f emu_set1_ps(float v)
+{
+	emu_f r;
+
+	for (int i = 0; i < 16; i++)
+		r.f[i] = v;
+	return r;
+}
+static inline emu_f emu_mul_ps(emu_f a, emu_f b)
+{
+	for (int i = 0; i < 16; i++)
+		a.f[i] *= b.f[i];
+	return a;
+}
+static inline emu_f emu_fmadd_ps(emu_f a, emu_f b, emu_f c)
+{
+	for (int i = 0; i < 16; i++)
+		a.f[i] = fmaf(a.f[i], b.f[i], c.f[i]);
+	return a;
+}
+
+#define __m512i               emu_i
+#define __m512                emu_f
+#define _mm512_loadu_si512    emu_load
+#define _mm512_storeu_si512   emu_store
+#define _mm512_loadu_ps       emu_load_ps
+#define _mm512_storeu_ps      emu_store_ps
+#define _mm512_set1_epi32     emu_set1_32
+#define _mm512_set1_epi16     emu_set1_16
+#define _mm512_set1_epi8      emu_set1_8
+#define _mm512_set4_epi32     emu_set4_32
+#define _mm512_and_si512      emu_and
+#define _mm512_or_si512       emu_or
+#define _mm512_add_epi8       emu_add_8
+#define _mm512_mullo_epi16    emu_mullo_16
+#define _mm512_slli_epi32     emu_slli_32
+#define _mm512_srli_epi16     emu_srli_16
+#define _mm512_srl_epi16      emu_srl_16
+#define _mm512_shuffle_epi8   emu_shuffle_8
+#define _mm512_cvtepu16_epi32 emu_widen_16
+#define _mm512_dpbusd_epi32   emu_dpbusd
+#define _mm512_castsi512_ps   emu_cast_ps
+#define _mm512_cvtepi32_ps    emu_cvt_ps
+#define _mm512_set1_ps        emu_set1_ps
+#define _mm512_mul_ps         emu_mul_ps
+#define _mm512_fmadd_ps       emu_fmadd_ps
