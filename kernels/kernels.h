@@ -208,6 +208,16 @@ struct kernels {
 			   const uint32_t *src, uint32_t n);
 };
 
+/**
+ * kernels_cpu_weight_bytes() - size of a weight as weight_pack() of the CPU backend keeps it
+ * @src: read_row is not called
+ *
+ * The bytes are in one piece and say nothing of themselves: they follow from type, n_mat, n_out and
+ * n_in alone, and are the same on every CPU of one byte order.
+ *
+ * Return: 0; -EINVAL for a shape that weight_pack() refuses.
+ */
+int kernels_cpu_weight_bytes(const struct k_source *src, uint64_t *ret);
 /** kernels_cpu_detect() - K_CPU_* bits of this machine (and its operating system). */
 uint32_t kernels_cpu_detect(void);
 /**

@@ -36,7 +36,7 @@ struct key {
 
 static const char *const entry_words[] = {"f32", "bf16", "int8", "auto", NULL};
 static const char *const verify_words[] = {"adopted", "always", NULL};
-static const char *const weight_words[] = {"auto", "f32", "bf16", NULL};
+static const char *const weight_words[] = {"auto", "f32", "bf16", "q8", "q4", NULL};
 static const char *const backend_words[] = {"auto", "uring", "epoll", NULL};
 static const char *const level_words[] = {"emerg",  "alert", "crit",  "error", "warning",
 					  "notice", "info",  "debug", NULL};
@@ -54,8 +54,8 @@ static const struct key keys[] = {
 	 "prompt tokens computed in one step at the most"},
 	{"sched.queue", KIND_COUNT, FIELD(sched_queue), 1, 1u << 20, NULL,
 	 "sequences that may wait for a slot"},
-	{"worker.weights", KIND_WORD, FIELD(worker_weights), 0, 2, weight_words,
-	 "precision of the weights; auto: as the files have them, bf16 at most"},
+	{"worker.weights", KIND_WORD, FIELD(worker_weights), 0, 4, weight_words,
+	 "precision of the weights; auto: as the files have them, bf16 at most; q8, q4: made at load"},
 	{"worker.threads", KIND_COUNT, FIELD(worker_threads), 0, 1024, NULL, "0: one for each CPU"},
 	{"worker.cpu_mask", KIND_COUNT, FIELD(worker_cpu_mask), 0, UINT32_MAX, NULL,
 	 "instruction sets allowed: 1 AVX2, 2 AVX-512, 4 VNNI, 8 BF16, added up"},

@@ -43,6 +43,16 @@ static int weight_shape(struct k_weight *w, const struct k_source *src)
 	return 0;
 }
 
+int kernels_cpu_weight_bytes(const struct k_source *src, uint64_t *ret)
+{
+	struct k_weight w;
+	int r = weight_shape(&w, src);
+
+	if (r == 0)
+		*ret = w.bytes;
+	return r;
+}
+
 static void weight_put_row(struct k_weight *w, uint32_t mat, uint32_t row, const float *x)
 {
 	uint8_t *panel = (uint8_t *)weight_panel(w, mat, row / w->panel);

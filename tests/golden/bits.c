@@ -206,6 +206,8 @@ static char *make_config(const char *dir, const char *shape, uint32_t seed)
 	return text;
 }
 
+static const char *const type_names[_CONTROL_WEIGHTS_MAX] = {"auto", "f32", "bf16", "q8", "q4"};
+
 static int run_kind(struct bits *b, const char *config, const char *shape, uint32_t isa,
 		    enum control_weights weights, uint32_t n, struct error *err)
 {
@@ -241,9 +243,9 @@ static int run_kind(struct bits *b, const char *config, const char *shape, uint3
 						    b->seqs[i].n_all * sizeof(uint64_t), hash);
 		printf("figure: shape=%s isa=%s weights=%s compositions=%llu rows=%llu differ=%llu "
 		       "hash=%016llx\n",
-		       shape, name, weights == CONTROL_WEIGHTS_F32 ? "f32" : "bf16",
-		       (unsigned long long)n_steps, (unsigned long long)b->n_rows,
-		       (unsigned long long)b->n_wrong, (unsigned long long)hash);
+		       shape, name, type_names[weights], (unsigned long long)n_steps,
+		       (unsigned long long)b->n_rows, (unsigned long long)b->n_wrong,
+		       (unsigned long long)hash);
 		fflush(stdout);
 	}
 	return r;
@@ -271,14 +273,13 @@ int main(int argc, char **argv)
 			fprintf(stderr, "%s/%s/config.json cannot be read\n", argv[1], shape);
 			return 2;
 		}
-		for (uint32_t k = 0; k < 2 * n_isas; k++) {
+		for (uint32_t k = 0; k < 4 * n_isas; k++) {
 			struct error err = {};
 			int r;
 
 			b->random =
 				(((uint64_t)seed << 32) | (s + 1)) * UINT64_C(0x9E3779B97F4A7C15);
-			r = run_kind(b, config, shape, isas[k / 2],
-				     k % 2 ? CONTROL_WEIGHTS_BF16 : CONTROL_WEIGHTS_F32,
+			r = run_kind(b, config, shape, isas[k / 4], CONTROL_WEIGHTS_F32 + k % 4,
 				     (uint32_t)strtoul(argv[2], NULL, 10), &err);
 			if (r < 0) {
 				fprintf(stderr, "%s: %s\n", shape, error_text(&err, r));

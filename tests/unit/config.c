@@ -91,6 +91,8 @@ static void words_are_taken_whole(void **state)
 	assert_int_equal(c.pool_entry, 2);
 	assert_int_equal(config_set(&c, "worker.weights=bf16", &err), 0);
 	assert_int_equal(c.worker_weights, 2);
+	assert_int_equal(config_set(&c, "worker.weights=q4", &err), 0);
+	assert_int_equal(c.worker_weights, 4);
 	assert_int_equal(config_set(&c, "log.level=debug", &err), 0);
 	assert_int_equal(c.log_level, 7);
 	assert_int_equal(config_set(&c, "io.backend=epoll", &err), 0);

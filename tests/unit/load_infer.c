@@ -170,7 +170,7 @@ static void text_does_not_depend_on_chunks_pages_or_slot(void **state)
 	uint32_t want[40], got[40];
 	float want_logprob[40], got_logprob[40];
 
-	for (int w = CONTROL_WEIGHTS_F32; w <= CONTROL_WEIGHTS_BF16; w++) {
+	for (int w = CONTROL_WEIGHTS_F32; w <= CONTROL_WEIGHTS_Q4; w++) {
 		struct peer p;
 
 		start(&p, WORKER, 3, w);

@@ -27,6 +27,7 @@ struct load {
 	struct weights *weights;
 	enum k_type type;
 	enum page_entry entry;
+	uint64_t pack_bytes;
 };
 
 struct load *load_free(struct load *l)
@@ -91,10 +92,16 @@ static int open_weights(struct load *l, const struct files *files, struct error 
 /* The published names and the kernels' words for the same two choices. */
 static int choose_types(struct load *l, const struct load_options *o, struct error *err)
 {
+	static const enum k_type types[_CONTROL_WEIGHTS_MAX] = {
+		[CONTROL_WEIGHTS_AUTO] = K_BF16, [CONTROL_WEIGHTS_F32] = K_F32,
+		[CONTROL_WEIGHTS_BF16] = K_BF16, [CONTROL_WEIGHTS_Q8] = K_Q8,
+		[CONTROL_WEIGHTS_Q4] = K_Q4,
+	};
+
 	if (o->weights >= _CONTROL_WEIGHTS_MAX || o->entry > _PAGE_ENTRY_MAX)
 		return error_set(err, -EINVAL, "weights %u, entry %u: unknown", o->weights,
 				 o->entry);
-	l->type = o->weights == CONTROL_WEIGHTS_F32 ? K_F32 : K_BF16;
+	l->type = types[o->weights];
 	l->entry = l->type == K_F32 ? PAGE_ENTRY_F32 : PAGE_ENTRY_BF16;
 	if (o->entry != _PAGE_ENTRY_MAX)
 		l->entry = (enum page_entry)o->entry;
@@ -113,14 +120,9 @@ static uint64_t pack_numbers(const struct load *l)
 	return n + (uint64_t)m->n_layers * m->n_heads * (m->nope + m->v_head) * m->rank;
 }
 
-static uint64_t pack_bytes(const struct load *l)
-{
-	return pack_numbers(l) * (l->type == K_F32 ? 4 : 2);
-}
-
 static int check_memory(const struct load *l, struct error *err)
 {
-	uint64_t want = pack_bytes(l), have;
+	uint64_t want = l->pack_bytes, have;
 	struct sysinfo s;
 
 	if (sysinfo(&s) < 0)
@@ -132,15 +134,36 @@ static int check_memory(const struct load *l, struct error *err)
 	return 0;
 }
 
-/* What forward.h has no pass for is refused before a weight is read. */
-static int check_forward(const struct load *l, struct error *err)
-{
-	struct model m;
-	int r = model_init(&m, &l->config.m, NULL, err);
+/* The walk over all weights. */
+struct packing {
+	struct load *l;
+	const struct model_config *m;
+	struct kernels *k; /* NULL: nothing is read, the bytes are added up */
+	load_progress progress;
+	void *ctx;
+	uint64_t done, total; /* numbers */
+	uint64_t next_report; /* monotonic, in usec */
+	uint64_t bytes;
+	char stage[64];
+	struct error *err;
+	int r; /* of the first weight that failed; the rest is skipped */
+};
 
-	if (r == 0)
-		free(m.layers);
-	return r;
+static void pack_model(struct packing *p, struct model *ret);
+
+/* What forward.h has no pass for is refused before a weight is read; the size is that of packing it. */
+static int check_forward(struct load *l, struct error *err)
+{
+	struct packing p = {.l = l, .m = &l->config.m, .err = err};
+	struct model m;
+
+	p.r = model_init(&m, &l->config.m, NULL, err);
+	if (p.r < 0)
+		return p.r;
+	pack_model(&p, &m);
+	l->pack_bytes = p.bytes;
+	free(m.layers);
+	return p.r;
 }
 
 int load_open(struct load **ret, const struct files *files, const struct load_options *o,
@@ -174,7 +197,7 @@ struct load_facts load_get_facts(const struct load *l)
 	struct load_facts f = {.config = &l->config,
 			       .entry = l->entry,
 			       .type = l->type,
-			       .pack_bytes = pack_bytes(l)};
+			       .pack_bytes = l->pack_bytes};
 
 	tensors_count(&l->config, &f.n_params, &f.n_params_active);
 	return f;
@@ -239,20 +262,6 @@ void load_digest(struct load *l, uint8_t ret[32])
 }
 
 /* ---- packing ---- */
-
-struct packing {
-	struct load *l;
-	const struct model_config *m;
-	struct kernels *k;
-	load_progress progress;
-	void *ctx;
-	uint64_t done, total; /* numbers */
-	uint64_t next_report; /* monotonic, in usec */
-	uint64_t bytes;
-	char stage[64];
-	struct error *err;
-	int r; /* of the first weight that failed; the rest is skipped */
-};
 
 /* How rows of a packed weight come out of tensors. */
 enum rows_kind {
@@ -365,6 +374,13 @@ static int read_row(void *ctx, uint32_t row, float *ret)
 			    p->err);
 }
 
+/* In q4 eight bits are kept where an error goes everywhere: the embedding and the head, and what makes
+ * and reads cached rows (kv_a with its rotary part, kv_b). The router and the norms are f32 always. */
+static enum k_type sensitive(enum k_type type)
+{
+	return type == K_Q4 ? K_Q8 : type;
+}
+
 static void pack(struct packing *p, struct k_weight **ret, struct rows rows, uint32_t n_mat,
 		 uint32_t n_out, uint32_t n_in, enum k_type type)
 {
@@ -374,18 +390,21 @@ static void pack(struct packing *p, struct k_weight **ret, struct rows rows, uin
 			       .type = type,
 			       .read_row = read_row,
 			       .ctx = &rows};
+	uint64_t bytes;
 
 	if (p->r < 0)
 		return;
 	rows.p = p;
 	rows.n_out = n_out;
 	rows.n_in = n_in;
-	p->r = p->k->weight_pack(p->k, ret, &src);
+	p->r = kernels_cpu_weight_bytes(&src, &bytes);
+	if (p->r >= 0 && __builtin_add_overflow(p->bytes, bytes, &p->bytes))
+		p->r = -EINVAL;
+	if (p->r >= 0 && p->k)
+		p->r = p->k->weight_pack(p->k, ret, &src);
 	if (p->r < 0 && p->err && !p->err->text[0])
 		error_set(p->err, p->r, "packing %s (%u matrices of %u x %u): %m", rows.name, n_mat,
 			  n_out, n_in);
-	if (p->r >= 0)
-		p->bytes += p->k->weight_bytes(*ret);
 }
 
 /* One tensor as one matrix; a vector is one row. */
@@ -429,18 +448,20 @@ static void pack_attention(struct packing *p, struct model_layer *layer, uint32_
 		pack_tensor(p, &layer->q_b, l, "self_attn.q_b_proj", q, m->q_lora_rank, type);
 	}
 	pack_tensor(p, &layer->kv_a, l, "self_attn.kv_a_proj_with_mqa", m->rank + m->rope,
-		    m->hidden, type);
+		    m->hidden, sensitive(type));
 	pack_tensor(p, &layer->kv_a_norm, l, "self_attn.kv_a_layernorm", 1, m->rank, K_F32);
 	pack_tensor(p, &layer->kv_b, l, "self_attn.kv_b_proj", m->n_heads * (m->nope + m->v_head),
-		    m->rank, type);
-	block = calloc((size_t)m->nope * m->rank, sizeof(*block));
-	if (!block && p->r >= 0)
-		p->r = -ENOMEM;
+		    m->rank, sensitive(type));
+	if (p->k && p->r >= 0) {
+		block = calloc((size_t)m->nope * m->rank, sizeof(*block));
+		if (!block)
+			p->r = -ENOMEM;
+	}
 	snprintf(name, sizeof(name), "model.layers.%u.self_attn.kv_b_proj.weight", l);
 	pack(p, &layer->w_uk, (struct rows){.kind = ROWS_UK, .name = name, .block = block},
-	     m->n_heads, m->rank, m->nope, type);
+	     m->n_heads, m->rank, m->nope, sensitive(type));
 	pack(p, &layer->w_uv, (struct rows){.kind = ROWS_UV, .name = name}, m->n_heads, m->v_head,
-	     m->rank, type);
+	     m->rank, sensitive(type));
 	pack_tensor(p, &layer->o, l, "self_attn.o_proj", m->hidden, m->n_heads * m->v_head, type);
 }
 
@@ -464,33 +485,39 @@ static void pack_layer(struct packing *p, struct model_layer *layer, uint32_t l)
 			 1, m->n_shared * m->moe_inter, false);
 }
 
+static void pack_model(struct packing *p, struct model *ret)
+{
+	const struct model_config *m = p->m;
+
+	snprintf(p->stage, sizeof(p->stage), "embedding");
+	pack(p, &ret->embed, (struct rows){.name = "model.embed_tokens.weight"}, 1, m->n_vocab,
+	     m->hidden, sensitive(p->l->type));
+	for (uint32_t i = 0; i < m->n_layers && p->r >= 0; i++)
+		pack_layer(p, &ret->layers[i], i);
+	snprintf(p->stage, sizeof(p->stage), "head");
+	pack(p, &ret->norm, (struct rows){.name = "model.norm.weight"}, 1, 1, m->hidden, K_F32);
+	if (p->l->config.tied)
+		ret->head = ret->embed;
+	else
+		pack(p, &ret->head, (struct rows){.name = "lm_head.weight"}, 1, m->n_vocab,
+		     m->hidden, sensitive(p->l->type));
+}
+
 int load_pack(struct load *l, struct kernels *k, load_progress progress, void *ctx,
 	      struct model *ret, uint64_t *ret_bytes, struct error *err)
 {
-	const struct model_config *m = &l->config.m;
 	struct packing p = {.l = l,
-			    .m = m,
+			    .m = &l->config.m,
 			    .k = k,
 			    .progress = progress,
 			    .ctx = ctx,
 			    .total = pack_numbers(l),
 			    .err = err};
 
-	p.r = model_init(ret, m, k, err);
+	p.r = model_init(ret, p.m, k, err);
 	if (p.r < 0)
 		return p.r;
-	snprintf(p.stage, sizeof(p.stage), "embedding");
-	pack(&p, &ret->embed, (struct rows){.name = "model.embed_tokens.weight"}, 1, m->n_vocab,
-	     m->hidden, l->type);
-	for (uint32_t i = 0; i < m->n_layers && p.r >= 0; i++)
-		pack_layer(&p, &ret->layers[i], i);
-	snprintf(p.stage, sizeof(p.stage), "head");
-	pack(&p, &ret->norm, (struct rows){.name = "model.norm.weight"}, 1, 1, m->hidden, K_F32);
-	if (l->config.tied)
-		ret->head = ret->embed;
-	else
-		pack(&p, &ret->head, (struct rows){.name = "lm_head.weight"}, 1, m->n_vocab,
-		     m->hidden, l->type);
+	pack_model(&p, ret);
 	if (p.r >= 0)
 		p.r = report(&p, true);
 	*ret_bytes = p.bytes;

@@ -32,9 +32,9 @@ struct load_options {
 struct load_facts {
 	const struct load_config *config;
 	enum page_entry entry;
-	enum k_type type; /* how matrices are kept */
+	enum k_type type; /* how matrices are kept; with K_Q4 some have K_Q8 (load.c) */
 	uint64_t n_params, n_params_active;
-	uint64_t pack_bytes; /* estimate */
+	uint64_t pack_bytes; /* of the packed weights */
 };
 
 /**
