@@ -14,9 +14,10 @@
 #include "kernels.h"
 #include "limits.h"
 
-#define ROUNDS     7
-#define COLD_BYTES (300u << 20)
-#define FMA_ROUNDS 4000000u
+#define ROUNDS      7
+#define COLD_BYTES  (300u << 20)
+#define FMA_ROUNDS  4000000u
+#define INT8_ROUNDS 2000000u
 
 struct bench {
 	struct kernels *k;
@@ -24,6 +25,7 @@ struct bench {
 	struct threads *threads;
 	uint64_t *memory; /* COLD_BYTES */
 	double flop[64];
+	bool direct; /* the 4-bit limit of AVX2 */
 	uint64_t sink[64];
 };
 
@@ -71,6 +73,18 @@ static void fma_part(void *ctx, uint32_t thread, uint32_t n_threads)
 		b->flop[thread % 64] = limit_fma_avx2(FMA_ROUNDS, &sink);
 }
 
+/* Products of bytes, as this instruction set does them for weights of @type. */
+static void int8_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	struct bench *b = ctx;
+
+	(void)n_threads;
+	if (kernels_cpu_detect() & b->mask & K_CPU_VNNI)
+		b->flop[thread % 64] = limit_int8_vnni(INT8_ROUNDS);
+	else
+		b->flop[thread % 64] = limit_int8_avx2(INT8_ROUNDS, b->direct);
+}
+
 static double limit_bytes(struct bench *b)
 {
 	double t = now(b);
@@ -79,11 +93,12 @@ static double limit_bytes(struct bench *b)
 	return COLD_BYTES / (now(b) - t);
 }
 
-static double limit_flop(struct bench *b)
+static double limit_flop(struct bench *b, enum k_type type)
 {
 	double t = now(b), sum = 0;
 
-	threads_run(b->threads, fma_part, b);
+	b->direct = type == K_Q4;
+	threads_run(b->threads, type >= K_Q8 ? int8_part : fma_part, b);
 	t = now(b) - t;
 	for (uint32_t i = 0; i < threads_count(b->threads) && i < 64; i++)
 		sum += b->flop[i];
@@ -108,6 +123,21 @@ static struct k_weight *weight(struct bench *b, uint32_t n_mat, uint32_t n_out, 
 	if (b->k->weight_pack(b->k, &w, &src) < 0)
 		exit(1);
 	return w;
+}
+
+/* Quantising is work; a copy is as cold as the first. */
+static struct k_weight *weight_copy(const struct k_weight *w)
+{
+	struct k_weight *ret = malloc(sizeof(*ret));
+
+	if (!ret)
+		exit(1);
+	*ret = *w;
+	ret->data = cpu_alloc(w->bytes);
+	if (!ret->data)
+		exit(1);
+	memcpy(ret->data, w->data, w->bytes);
+	return ret;
 }
 
 static struct k_buffer *buffer(struct bench *b, uint32_t rows, uint32_t width)
@@ -174,8 +204,12 @@ static void step_done(struct bench_step *s)
 static void bench_linear(struct bench *b, enum k_type type, uint32_t rows, uint32_t n_out,
 			 uint32_t n_in)
 {
-	uint64_t bytes = (uint64_t)n_out * n_in * (type == K_BF16 ? 2 : 4);
-	uint32_t n = (uint32_t)(COLD_BYTES / bytes) + 1;
+	static const char *const names[_K_TYPE_MAX] = {"f32", "bf16", "q8", "q4"};
+	struct k_source shape = {.n_mat = 1, .n_out = n_out, .n_in = n_in, .type = type};
+	uint64_t bytes = 0;
+	uint32_t n = kernels_cpu_weight_bytes(&shape, &bytes) < 0
+			     ? 0
+			     : (uint32_t)(COLD_BYTES / bytes) + 1;
 	struct k_weight **w = calloc(n, sizeof(*w));
 	struct k_buffer *x = buffer(b, rows, n_in), *y = buffer(b, rows, n_out);
 	double speed[ROUNDS], share[ROUNDS];
@@ -184,12 +218,12 @@ static void bench_linear(struct bench *b, enum k_type type, uint32_t rows, uint3
 	if (!w)
 		exit(1);
 	for (uint32_t i = 0; i < n; i++)
-		w[i] = weight(b, 1, n_out, n_in, type);
+		w[i] = i ? weight_copy(w[0]) : weight(b, 1, n_out, n_in, type);
 	step_init(&s, rows, 0, false, 16);
 	b->k->step_begin(b->k, &s.step, &s.pool);
 	for (uint32_t r = 0; r < ROUNDS; r++) {
 		uint32_t use = rows < 16 ? n : 1 + n * 16 / (rows * 16);
-		double limit = rows < 4 ? limit_bytes(b) : limit_flop(b), t = now(b);
+		double limit = rows < 4 ? limit_bytes(b) : limit_flop(b, type), t = now(b);
 
 		for (uint32_t i = 0; i < use; i++)
 			b->k->linear(b->k, y, x, w[i]);
@@ -197,9 +231,8 @@ static void bench_linear(struct bench *b, enum k_type type, uint32_t rows, uint3
 		speed[r] = (rows < 4 ? (double)bytes : 2.0 * rows * n_out * n_in) * use / t;
 		share[r] = speed[r] / limit;
 	}
-	printf("linear %-4s M=%-3u %ux%u  %7.1f %s  %3.0f%% of limit\n",
-	       type == K_BF16 ? "bf16" : "f32", rows, n_out, n_in, median(speed) * 1e-9,
-	       rows < 4 ? "GB/s  " : "GFLOP/s", median(share) * 100);
+	printf("linear %-4s M=%-3u %ux%u  %7.1f %s  %3.0f%% of limit\n", names[type], rows, n_out,
+	       n_in, median(speed) * 1e-9, rows < 4 ? "GB/s" : "GOP/s", median(share) * 100);
 	for (uint32_t i = 0; i < n; i++)
 		b->k->weight_free(b->k, w[i]);
 	free(w);
@@ -227,7 +260,7 @@ static void bench_attention(struct bench *b, bool generated, uint32_t rows, uint
 	step_init(&s, rows, context, generated, 576);
 	b->k->step_begin(b->k, &s.step, &s.pool);
 	for (uint32_t r = 0; r < ROUNDS; r++) {
-		double limit = limit_flop(b), t = now(b);
+		double limit = limit_flop(b, K_BF16), t = now(b);
 
 		if (generated)
 			b->k->mla_decode(b->k, out, q, uk, uv, &m, 0);
@@ -264,11 +297,14 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	memset(b.memory, 1, COLD_BYTES);
-	printf("%s, %u threads: reads %.1f GB/s, multiplies %.1f GFLOP/s\n", b.k->name,
-	       b.k->n_threads, limit_bytes(&b) * 1e-9, limit_flop(&b) * 1e-9);
+	printf("%s, %u threads: reads %.1f GB/s, multiplies %.1f GFLOP/s, int8 %.1f GOP/s, with q4 %.1f\n",
+	       b.k->name, b.k->n_threads, limit_bytes(&b) * 1e-9, limit_flop(&b, K_F32) * 1e-9,
+	       limit_flop(&b, K_Q8) * 1e-9, limit_flop(&b, K_Q4) * 1e-9);
 	for (uint32_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		bench_linear(&b, K_BF16, rows[i], 2816, 2048);
 		bench_linear(&b, K_F32, rows[i], 2816, 2048);
+		bench_linear(&b, K_Q8, rows[i], 2816, 2048);
+		bench_linear(&b, K_Q4, rows[i], 2816, 2048);
 	}
 	bench_attention(&b, true, 1, 1024);
 	bench_attention(&b, true, 1, 4096);
