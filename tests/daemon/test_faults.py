@@ -250,8 +250,8 @@ def test_three_deaths_in_a_minute_degrade_and_the_model_comes_back():
         while (f := c.recv()).WhichOneof("msg") != "error":
             pass
         assert f.error.code == pb.CODE_RETRYABLE and f.error.retry_after_ms > 0
-        while c.models()[0].state != pb.STATE_READY:
-            assert c.models()[0].state == pb.STATE_DEGRADED
+        while (state := c.models()[0].state) != pb.STATE_READY:
+            assert state == pb.STATE_DEGRADED
             time.sleep(0.01)
         assert c.generate("hello", max_tokens=3, temperature=0).error is None
         m = settle(c, pages_used=0)
