@@ -7,9 +7,8 @@
  * checked here, so that a later daemon may say more than this library knows: unknown frames and
  * frames of forgotten requests are dropped. Whatever breaks the framing ends the connection.
  *
- * A connection that has ended stays as an object: its streams have their last event, every call says
- * why. Going on after a restart of the daemon belongs here: everything above asks only dsc_send() and
- * dsc_process(). */
+ * A connection that was lost is made again (resume.c) where its path is known. One that has ended stays
+ * as an object: its streams have their last event, every call says why. */
 #include "dsclient.h"
 
 #include <errno.h>
@@ -41,23 +40,49 @@ int dsc_fail(struct dsc *c, int r, enum dsc_code code, const char *fmt, ...)
 	return r;
 }
 
+static void drop_socket(struct dsc *c)
+{
+	if (c->fd >= 0)
+		close(c->fd);
+	c->fd = -EBADF;
+	c->greeted = false;
+}
+
 int dsc_end(struct dsc *c, int r, enum dsc_code code, const char *fmt, ...)
 {
 	va_list ap;
 
-	if (c->fd < 0)
+	if (c->failed)
 		return c->failed;
 	va_start(ap, fmt);
 	vsnprintf(c->text, sizeof(c->text), fmt, ap);
 	va_end(ap);
 	c->code = c->failed_code = code;
 	c->failed = r;
-	close(c->fd);
-	c->fd = -EBADF;
-	for (struct dsc_stream *s = c->streams; s; s = s->next)
+	drop_socket(c);
+	for (struct dsc_stream *s = c->streams; s; s = s->next) {
 		if (!s->ended)
 			event_error(s, r, code, 0, c->text);
+		resume_free(s);
+	}
 	return r;
+}
+
+int dsc_lost(struct dsc *c, int r, const char *fmt, ...)
+{
+	char text[DSC_TEXT_MAX];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	if (!c->path)
+		return dsc_end(c, r, DSC_CODE_RETRYABLE, "%s", text);
+	drop_socket(c);
+	for (struct dsc_stream *s = c->streams; s; s = s->next)
+		if (!s->ended)
+			resume_lost(s, r, text);
+	return 0;
 }
 
 /* ---------------------------------------------------------------- buffers */
@@ -121,13 +146,26 @@ static int flush(struct dsc *c)
 	return 0;
 }
 
+int dsc_put(struct dsc *c, const void *bytes, size_t n)
+{
+	int r = buffer_reserve(&c->out, n);
+
+	if (r < 0)
+		return r;
+	memcpy(c->out.data + c->out.end, bytes, n);
+	c->out.end += n;
+	return 0;
+}
+
 int dsc_send(struct dsc *c, const Dsd__ClientFrame *frame)
 {
 	uint8_t *bytes = NULL;
 	size_t n = 0;
 	int r;
 
-	if (c->fd < 0)
+	struct dsc_stream *s = dsc_find(c, frame->id, &(uint32_t){0});
+
+	if (c->failed)
 		return c->failed;
 	if (c->out.end - c->out.start > DSC_UNSENT_MAX)
 		return dsc_fail(c, -EAGAIN, DSC_CODE_NONE,
@@ -138,16 +176,18 @@ int dsc_send(struct dsc *c, const Dsd__ClientFrame *frame)
 		return dsc_fail(c, r, DSC_CODE_FRAME_TOO_LARGE,
 				"the request takes %zu bytes, want at most %u",
 				protobuf_c_message_get_packed_size(&frame->base), WIRE_FRAME_MAX);
-	if (r == 0)
-		r = buffer_reserve(&c->out, n);
-	if (r < 0) {
+	if (r == 0 && c->fd >= 0)
+		r = dsc_put(c, bytes, n);
+	if (r == 0 && s)
+		r = resume_keep(s, frame, bytes, n, c->fd >= 0);
+	if (r <= 0)
 		free(bytes);
+	if (r == -ENOMEM)
 		return dsc_fail(c, r, DSC_CODE_NONE, "out of memory");
-	}
-	memcpy(c->out.data + c->out.end, bytes, n);
-	c->out.end += n;
-	free(bytes);
-	flush(c); /* what it cannot do now, dsc_process() does or reports */
+	if (r < 0)
+		return r;
+	if (c->fd >= 0)
+		flush(c); /* what it cannot do now, dsc_process() does or reports */
 	return 0;
 }
 
@@ -162,7 +202,7 @@ static char *hello_name(void)
 	return name[n] == 0 && n <= HELLO_NAME_MAX ? name : NULL;
 }
 
-static int send_hello(struct dsc *c)
+int dsc_send_hello(struct dsc *c)
 {
 	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
 	Dsd__Hello hello = DSD__HELLO__INIT;
@@ -184,18 +224,40 @@ static int hello_answered(struct dsc *c, const Dsd__HelloReply *reply)
 			       reply->protocol, WIRE_PROTOCOL);
 	snprintf(c->version, sizeof(c->version), "%s", reply->version);
 	c->state = (enum dsc_state)reply->state;
-	c->hello = true;
+	c->hello = c->greeted = true;
+	resume_greeted(c);
 	return 0;
 }
 
-static int receive_frame(struct dsc *c, const Dsd__ServerFrame *frame)
+/* The daemon says why it ends the connection: whether another one may fare better. */
+static bool may_come_back(const struct dsc *c, const Dsd__Error *e)
 {
+	return e->code == DSD__CODE__CODE_RETRYABLE ||
+	       (c->outage_ms >= 0 && e->code == DSD__CODE__CODE_RESOURCE_EXHAUSTED);
+}
+
+struct dsc_stream *dsc_find(const struct dsc *c, uint64_t id, uint32_t *ret_part)
+{
+	for (struct dsc_stream *s = c->streams; s; s = s->next)
+		if (id >= s->id && id - s->id < resume_n_parts(s)) {
+			*ret_part = (uint32_t)(id - s->id);
+			return s;
+		}
+	return NULL;
+}
+
+static int receive_frame(struct dsc *c, Dsd__ServerFrame *frame)
+{
+	struct dsc_stream *s;
+	uint32_t part;
 	int r;
 
 	if (frame->id == 0 ||
 	    (frame->id == DSC_HELLO_ID && frame->msg_case == DSD__SERVER_FRAME__MSG_ERROR)) {
 		if (frame->msg_case != DSD__SERVER_FRAME__MSG_ERROR)
 			return 0;
+		if (may_come_back(c, frame->error))
+			return dsc_lost(c, -ECONNRESET, "%s", frame->error->message);
 		return dsc_end(c, event_errno((enum dsc_code)frame->error->code),
 			       (enum dsc_code)frame->error->code, "%s", frame->error->message);
 	}
@@ -203,18 +265,19 @@ static int receive_frame(struct dsc *c, const Dsd__ServerFrame *frame)
 		return frame->msg_case == DSD__SERVER_FRAME__MSG_HELLO
 			       ? hello_answered(c, frame->hello)
 			       : 0;
-	for (struct dsc_stream *s = c->streams; s; s = s->next) {
-		if (s->id != frame->id || s->ended)
-			continue;
-		r = event_from_frame(s, frame);
-		if (r == -EPROTO)
-			return dsc_end(
-				c, r, DSC_CODE_NONE,
-				"the daemon answered a request with the answer of another kind");
-		if (r < 0)
-			return dsc_end(c, r, DSC_CODE_NONE, "out of memory for an answer");
+	s = dsc_find(c, frame->id, &part);
+	if (!s || s->ended)
 		return 0;
-	}
+	r = resume_filter(s, part, frame);
+	if (r > 0)
+		r = event_from_frame(s, frame);
+	if (s->ended)
+		resume_free(s);
+	if (r == -EPROTO)
+		return dsc_end(c, r, DSC_CODE_NONE,
+			       "the daemon answered a request with the answer of another kind");
+	if (r < 0)
+		return dsc_end(c, r, DSC_CODE_NONE, "out of memory for an answer");
 	return 0;
 }
 
@@ -256,6 +319,8 @@ static int receive_frames(struct dsc *c)
 		r = receive_bytes(c, at + WIRE_HEADER_BYTES, n);
 		if (r < 0)
 			return r;
+		if (c->fd < 0)
+			return 0; /* the daemon has taken its leave */
 		buffer_consume(&c->in, WIRE_HEADER_BYTES + n);
 	}
 	return 0;
@@ -265,8 +330,11 @@ int dsc_process(struct dsc *c)
 {
 	int sent, r;
 
-	if (c->fd < 0)
+	if (c->failed)
 		return c->failed;
+	r = resume_tick(c);
+	if (r < 0 || c->fd < 0)
+		return r;
 	sent = flush(c);
 	for (unsigned i = 0; i < READS_PER_CALL && c->queued < DSC_QUEUE_MAX; i++) {
 		ssize_t n;
@@ -279,21 +347,21 @@ int dsc_process(struct dsc *c)
 		if (n < 0 && errno == EAGAIN)
 			break;
 		if (n < 0)
-			return dsc_end(c, -errno, DSC_CODE_RETRYABLE, "reading from the daemon: %s",
-				       strerror(errno));
+			return dsc_lost(c, -errno, "reading from the daemon: %s", strerror(errno));
 		if (n == 0)
-			return dsc_end(c, -ECONNRESET, DSC_CODE_RETRYABLE,
-				       c->in.end > c->in.start
-					       ? "the daemon closed the connection within a frame"
-					       : "the daemon closed the connection");
+			return dsc_lost(c, -ECONNRESET,
+					c->in.end > c->in.start
+						? "the daemon closed the connection within a frame"
+						: "the daemon closed the connection");
 		c->in.end += (size_t)n;
 		r = receive_frames(c);
-		if (r < 0)
+		if (r < 0 || c->fd < 0)
 			return r;
 	}
 	if (sent < 0)
-		return dsc_end(c, sent, DSC_CODE_RETRYABLE, "writing to the daemon: %s",
-			       strerror(-sent));
+		return dsc_lost(c, sent, "writing to the daemon: %s", strerror(-sent));
+	resume_send(c);
+	flush(c);
 	return 0;
 }
 
@@ -320,12 +388,14 @@ int dsc_left_ms(int64_t deadline_ms, int timeout_ms)
 int dsc_sleep(struct dsc *c, int timeout_ms)
 {
 	struct pollfd p = {.fd = dsc_fd(c), .events = (short)dsc_events(c)};
-	int n = poll(&p, 1, timeout_ms);
+	int own_ms = dsc_timeout(c);
+	bool own = own_ms >= 0 && (timeout_ms < 0 || own_ms < timeout_ms);
+	int n = poll(&p, 1, own ? own_ms : timeout_ms);
 
 	if (n < 0)
 		return dsc_fail(c, -errno, DSC_CODE_NONE, "waiting for the daemon: %s",
 				strerror(errno));
-	if (n == 0)
+	if (n == 0 && !own)
 		return dsc_fail(c, -ETIMEDOUT, DSC_CODE_NONE, "the daemon did not answer in time");
 	return 0;
 }
@@ -333,6 +403,11 @@ int dsc_sleep(struct dsc *c, int timeout_ms)
 int dsc_fd(const struct dsc *c)
 {
 	return c->fd;
+}
+
+int dsc_timeout(const struct dsc *c)
+{
+	return c->failed ? -1 : resume_timeout(c);
 }
 
 int dsc_events(const struct dsc *c)
@@ -345,19 +420,16 @@ int dsc_events(const struct dsc *c)
 int dsc_ping(struct dsc *c, int timeout_ms)
 {
 	int64_t deadline = dsc_now_ms() + timeout_ms;
-	int r;
+	int r = c->failed;
 
-	while (!c->hello) {
-		if (c->fd < 0)
-			return c->failed;
+	c->wanted = true;
+	while (r == 0 && !c->greeted) {
 		r = dsc_sleep(c, dsc_left_ms(deadline, timeout_ms));
-		if (r < 0)
-			return r;
-		r = dsc_process(c);
-		if (r < 0)
-			return r;
+		if (r == 0)
+			r = dsc_process(c);
 	}
-	return 0;
+	c->wanted = false;
+	return r;
 }
 
 /* ---------------------------------------------------------------- life */
@@ -377,7 +449,7 @@ int dsc_connect_fd(struct dsc **ret, int fd, unsigned flags)
 	struct dsc *c;
 	int f, r;
 
-	if (flags != 0)
+	if (flags & ~DSC_NO_RESUME)
 		return -EINVAL;
 	f = fcntl(fd, F_GETFL);
 	if (f < 0 || fcntl(fd, F_SETFL, f | O_NONBLOCK) < 0)
@@ -387,7 +459,9 @@ int dsc_connect_fd(struct dsc **ret, int fd, unsigned flags)
 		return -ENOMEM;
 	c->fd = fd;
 	c->next_id = DSC_HELLO_ID + 1;
-	r = send_hello(c);
+	c->patience_ms = DSC_PATIENCE_MS;
+	c->outage_ms = -1;
+	r = dsc_send_hello(c);
 	if (r < 0) {
 		c->fd = -EBADF; /* still the caller's */
 		dsc_close(c);
@@ -397,38 +471,63 @@ int dsc_connect_fd(struct dsc **ret, int fd, unsigned flags)
 	return 0;
 }
 
-int dsc_connect(struct dsc **ret, const char *path, unsigned flags)
+int dsc_connect_path(const char *path, int flags)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	int fd, r;
 
-	path = dsc_socket_path(path);
 	if (strlen(path) >= sizeof(addr.sun_path))
 		return -ENAMETOOLONG;
 	strcpy(addr.sun_path, path);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
 	if (fd < 0)
 		return -errno;
-	r = connect(fd, (const struct sockaddr *)&addr, sizeof(addr)) < 0 ? -errno : 0;
-	if (r == 0)
-		r = dsc_connect_fd(ret, fd, flags);
-	if (r < 0)
-		close(fd);
+	if (connect(fd, (const struct sockaddr *)&addr, sizeof(addr)) == 0)
+		return fd;
+	r = -errno;
+	close(fd);
 	return r;
+}
+
+int dsc_connect(struct dsc **ret, const char *path, unsigned flags)
+{
+	char *copy = NULL;
+	int fd, r;
+
+	path = dsc_socket_path(path);
+	if (!(flags & DSC_NO_RESUME)) {
+		copy = strdup(path);
+		if (!copy)
+			return -ENOMEM;
+	}
+	fd = dsc_connect_path(path, 0);
+	r = fd < 0 ? fd : dsc_connect_fd(ret, fd, flags);
+	if (r < 0) {
+		if (fd >= 0)
+			close(fd);
+		free(copy);
+		return r;
+	}
+	(*ret)->path = copy;
+	return 0;
+}
+
+void dsc_set_patience(struct dsc *c, int patience_ms)
+{
+	c->patience_ms = patience_ms > 0 ? patience_ms : 0;
 }
 
 void dsc_close(struct dsc *c)
 {
 	if (!c)
 		return;
-	if (c->fd >= 0)
-		close(c->fd);
-	c->fd = -EBADF;
+	drop_socket(c);
 	c->failed = -ESHUTDOWN;
 	while (c->streams)
 		dsc_stream_free(c->streams);
 	free(c->in.data);
 	free(c->out.data);
+	free(c->path);
 	free(c);
 }
 

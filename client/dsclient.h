@@ -315,19 +315,36 @@ struct dsc_event {
 
 /* ---------------------------------------------------------------- connection */
 
+#define DSC_NO_RESUME                                                                              \
+	1u /* the loss of the connection or of a worker ends streams with DSC_CODE_RETRYABLE */
+
 /**
  * dsc_connect() - connect and say Hello
  * @path:  socket; NULL: $DSD_SOCKET, else DSC_SOCKET_DEFAULT
- * @flags: 0
+ * @flags: 0 or DSC_NO_RESUME
  *
  * Does not wait for the daemon's answer: requests may follow at once. dsc_ping() waits.
+ *
+ * Without DSC_NO_RESUME a connection that is lost later is made again, at once and then after 10, 20 ... 500 ms,
+ * for at most 30 s (dsc_set_patience()); an idle one when it is wanted next. Open streams go on behind what
+ * they have: generate with the same tokens, greedy and seeded, each choice for itself; score, tokenize and
+ * detokenize behind what came; models and stats again. So do streams whose request ends with
+ * DSC_CODE_RETRYABLE, after retry_after_ms. deadline_ms counts from the call that started the request. A
+ * stream ends with an error after all where the daemon comes back with another model
+ * (DSC_CODE_FAILED_PRECONDITION), where nothing comes of 10 tries or of as long a wait as the connection would
+ * be waited for, where its request and ids no longer fit a frame, and where it was cancelled. For this the
+ * library keeps each open request, 64 MiB of all at most (what is beyond does not go on), and 4 bytes
+ * for each token that came. Times in dsc_usage are those of the last request that was sent for a stream.
  *
  * Return: 0. -ENOENT, -ECONNREFUSED, -EACCES and whatever connect(2) says; -ENAMETOOLONG, -EINVAL:
  *         unknown flags, -ENOMEM. *ret is untouched then.
  */
 int dsc_connect(struct dsc **ret, const char *path, unsigned flags);
-/** dsc_connect_fd() - the same over a connected stream socket, which the connection owns from then on. */
+/** dsc_connect_fd() - the same over a connected stream socket, which the connection owns from then on. It is
+ * not made again when it is lost, and its streams end with it. */
 int dsc_connect_fd(struct dsc **ret, int fd, unsigned flags);
+/** dsc_set_patience() - how long a lost connection is tried to be made again; 0: once. */
+void dsc_set_patience(struct dsc *c, int patience_ms);
 /** dsc_socket_path() - what dsc_connect() makes of its path; valid while path and environment are. */
 const char *dsc_socket_path(const char *path);
 /** dsc_close() - close; the daemon cancels what is under way. Frees every stream. NULL is fine. */
@@ -349,15 +366,19 @@ enum dsc_state dsc_server_state(const struct dsc *c);
 /**
  * dsc_fd() - what to poll for dsc_events(), which are POLLIN and POLLOUT as needed
  *
- * Ask for both anew before each poll(2): they may change with every call on the connection. A negative
- * dsc_fd() means that there is nothing left to wait for.
+ * Ask for both anew before each poll(2): they may change with every call on the connection. dsc_fd() is
+ * negative while there is no connection, which poll(2) passes over; then the time alone is waited for.
  */
 int dsc_fd(const struct dsc *c);
 int dsc_events(const struct dsc *c);
+/** dsc_timeout() - milliseconds after which to call dsc_process() whatever dsc_fd() says; -1: no need. With
+ * a negative dsc_fd() as well there is nothing to wait for: the connection has ended, or is idle. */
+int dsc_timeout(const struct dsc *c);
 /**
  * dsc_process() - send what waits, read what has come; never blocks
  *
- * Return: 0. Negative errno: the connection has ended, every open stream has its DSC_EVENT_ERROR.
+ * Return: 0, also while a lost connection is made again. Negative errno: the connection has ended, every open
+ *         stream has its DSC_EVENT_ERROR.
  */
 int dsc_process(struct dsc *c);
 

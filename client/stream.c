@@ -5,13 +5,23 @@
 
 #include "internal.h"
 
+static bool is_idle(const struct dsc *c)
+{
+	for (const struct dsc_stream *s = c->streams; s; s = s->next)
+		if (!s->ended)
+			return false;
+	return true;
+}
+
 static int start(struct dsc *c, const struct ask *ask, struct dsc_stream **ret)
 {
 	struct dsc_stream *s;
 	int r;
 
-	if (c->fd < 0)
+	if (c->failed)
 		return c->failed;
+	if (c->path && is_idle(c))
+		dsc_process(c); /* a daemon that left meanwhile is noticed before it is asked */
 	s = calloc(1, sizeof(*s));
 	if (!s)
 		return dsc_fail(c, -ENOMEM, DSC_CODE_NONE, "out of memory for a request");
@@ -19,14 +29,16 @@ static int start(struct dsc *c, const struct ask *ask, struct dsc_stream **ret)
 	s->kind = ask->kind;
 	s->last = &s->first;
 	s->id = c->next_id;
+	s->next = c->streams;
+	c->streams = s;
 	r = request_send(c, s->id, ask);
 	if (r < 0) {
+		c->streams = s->next;
+		resume_free(s);
 		free(s);
 		return r;
 	}
 	c->next_id++;
-	s->next = c->streams;
-	c->streams = s;
 	*ret = s;
 	return 0;
 }
@@ -151,15 +163,18 @@ int dsc_cancel(struct dsc_stream *s)
 {
 	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
 	Dsd__Cancel cancel = DSD__CANCEL__INIT;
+	int r = 0;
 
-	if (s->ended)
+	if (s->ended || !resume_cancel(s))
 		return 0;
-	cancel.target = s->id;
-	frame.id = s->c->next_id;
 	frame.msg_case = DSD__CLIENT_FRAME__MSG_CANCEL;
 	frame.cancel = &cancel;
-	s->c->next_id++;
-	return dsc_send(s->c, &frame);
+	for (uint32_t i = 0; i < resume_n_parts(s) && r == 0; i++) {
+		cancel.target = s->id + i;
+		frame.id = s->c->next_id++;
+		r = dsc_send(s->c, &frame);
+	}
+	return r;
 }
 
 static void node_free(struct dsc_stream *s, struct event_node *node)
@@ -172,8 +187,7 @@ void dsc_stream_free(struct dsc_stream *s)
 {
 	if (!s)
 		return;
-	if (!s->ended && s->c->fd >= 0)
-		dsc_cancel(s);
+	dsc_cancel(s);
 	for (struct dsc_stream **p = &s->c->streams; *p; p = &(*p)->next) {
 		if (*p != s)
 			continue;
@@ -187,5 +201,6 @@ void dsc_stream_free(struct dsc_stream *s)
 		node_free(s, node);
 	}
 	free(s->taken);
+	resume_free(s);
 	free(s);
 }

@@ -42,6 +42,7 @@ struct arg_option {
 struct global {
 	const char *socket, *admin_socket;
 	bool json;
+	bool no_resume;
 	bool help;
 	bool version;
 };

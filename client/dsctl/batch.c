@@ -364,8 +364,11 @@ static int wait_for_more(struct batch *t)
 		{.fd = dsc_fd(t->session.c), .events = (short)dsc_events(t->session.c)},
 		{.fd = t->session.signal_fd, .events = POLLIN},
 	};
+	int ms = dsc_timeout(t->session.c);
 
-	if (poll(p, 2, t->bar ? BAR_EVERY_MS : -1) < 0)
+	if (t->bar && (ms < 0 || ms > BAR_EVERY_MS))
+		ms = BAR_EVERY_MS;
+	if (poll(p, 2, ms) < 0)
 		return errno == EINTR
 			       ? STATUS_OK
 			       : say(STATUS_FAILED, "waiting for the daemon: %s", strerror(errno));

@@ -89,7 +89,7 @@ static void take_look(struct look *look, const char *path, int timeout_ms)
 	int r;
 
 	*look = (struct look){};
-	r = dsc_connect(&c, path, 0);
+	r = dsc_connect(&c, path, DSC_NO_RESUME);
 	if (r == 0)
 		r = dsc_ping(c, timeout_ms);
 	if (r == 0) {

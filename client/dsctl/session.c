@@ -26,7 +26,7 @@ static int open_at(struct session *s)
 	sigset_t set;
 	int r;
 
-	r = dsc_connect(&s->c, s->path, 0);
+	r = dsc_connect(&s->c, s->path, s->flags);
 	if (r < 0)
 		return cannot_connect(s, r);
 	sigemptyset(&set);
@@ -41,6 +41,7 @@ static int open_at(struct session *s)
 int session_open(struct session *s, const struct global *global)
 {
 	*s = (struct session){.path = dsc_socket_path(global->socket),
+			      .flags = global->no_resume ? DSC_NO_RESUME : 0,
 			      .quiet = global->json,
 			      .signal_fd = -EBADF};
 	return open_at(s);
@@ -51,8 +52,11 @@ int session_open_admin(struct session *s, const struct global *global)
 	const char *path = global->admin_socket ?: getenv("DSD_ADMIN_SOCKET");
 	const char *socket = dsc_socket_path(global->socket), *name = strrchr(socket, '/');
 
-	*s = (struct session){
-		.path = path, .admin = true, .quiet = global->json, .signal_fd = -EBADF};
+	*s = (struct session){.path = path,
+			      .flags = global->no_resume ? DSC_NO_RESUME : 0,
+			      .admin = true,
+			      .quiet = global->json,
+			      .signal_fd = -EBADF};
 	if (!path || !*path) {
 		snprintf(s->beside, sizeof(s->beside), "%.*sadmin.sock",
 			 name ? (int)(name + 1 - socket) : 0, socket);
@@ -78,7 +82,7 @@ int session_renew(struct session *s)
 	s->interrupted = false;
 	if (dsc_process(s->c) == 0)
 		return 0;
-	r = dsc_connect(&c, s->path, 0);
+	r = dsc_connect(&c, s->path, s->flags);
 	if (r < 0)
 		return cannot_connect(s, r);
 	dsc_close(s->c);
@@ -108,9 +112,9 @@ int session_next(struct session *s, struct dsc_stream *stream, const struct dsc_
 			{.fd = dsc_fd(s->c), .events = (short)dsc_events(s->c)},
 			{.fd = s->signal_fd, .events = POLLIN},
 		};
-		int n = poll(p, 2, s->interrupted ? CANCEL_WAIT_MS : -1);
+		int n = poll(p, 2, s->interrupted ? CANCEL_WAIT_MS : dsc_timeout(s->c));
 
-		if (n == 0)
+		if (n == 0 && s->interrupted)
 			return -EINTR;
 		if (n < 0 && errno != EINTR)
 			return -errno;

@@ -13,6 +13,7 @@ struct session {
 	const char *path;
 	bool quiet;            /* nothing is said to people but failures */
 	bool admin;            /* path is the administrative socket */
+	unsigned flags;        /* of dsc_connect() */
 	int signal_fd;         /* SIGINT */
 	bool interrupted;      /* it came */
 	char beside[PATH_MAX]; /* what path is, if nobody named the administrative socket */

@@ -104,8 +104,8 @@ def test_a_lost_daemon_ends_every_request_under_way(tmp_path):
     with Daemon(env={"DSD_FAKE_STEP_USEC": "5000"}) as d:
         path = write(tmp_path / "f", [{"prompt": "x", "max_tokens": 1}] +
                      [{"prompt": "x", "ignore_eos": True, "max_tokens": 2000}] * 20)
-        p = subprocess.Popen([DSCTL, "--socket", d.socket, "batch", "--parallel", "4", str(path)], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE)
+        p = subprocess.Popen([DSCTL, "--socket", d.socket, "--no-resume", "batch", "--parallel", "4", str(path)],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert json.loads(p.stdout.readline())["finish"]
         d.process.kill()
         d.process.wait()

@@ -329,7 +329,7 @@ def test_a_terminal_that_changes_its_size_keeps_the_line(fake):
 
 def test_a_lost_connection_is_a_sentence_and_the_next_turn_connects_anew():
     with Daemon(env={"DSD_FAKE_STEP_USEC": "5000"}) as d:
-        with Terminal(d, "--min-tokens", "2000") as t:
+        with Terminal(d, "--no-resume", "--min-tokens", "2000") as t:
             t.type("hello\n")
             t.expect(r"hello\n(?s:.{5})")
             d.process.kill()

@@ -325,7 +325,7 @@ def test_top_on_a_terminal_is_a_screen_that_q_leaves(daemon):
 
 
 def test_what_ends_top_is_said_after_the_screen(daemon):
-    with Screen(daemon) as s:
+    with Screen(daemon, "--no-resume") as s:
         s.expect("none of yours under way")
         daemon.process.kill()
         daemon.process.wait()
