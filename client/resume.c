@@ -663,7 +663,7 @@ static int connect_again(struct dsc *c, int64_t now)
 		c->outage_ms = c->attempt_ms = now;
 		c->backoff_ms = BACKOFF_MIN_MS;
 	}
-	if (now < c->attempt_ms)
+	if (now < c->attempt_ms && now - c->outage_ms < c->patience_ms)
 		return 0;
 	fd = dsc_connect_path(c->path, SOCK_NONBLOCK);
 	/* The socket is made anew, nobody listens yet, too many wait: what a restart looks like. */
@@ -703,10 +703,12 @@ int resume_timeout(const struct dsc *c)
 	if (!c->path)
 		return -1;
 	now = dsc_now_ms();
-	if (c->fd < 0 && is_wanted(c))
-		at = c->outage_ms < 0 ? now : c->attempt_ms;
-	else if (c->fd >= 0 && c->outage_ms >= 0)
+	if (c->outage_ms >= 0)
 		at = c->outage_ms + c->patience_ms;
+	if (c->fd < 0 && !is_wanted(c))
+		at = INT64_MAX;
+	else if (c->fd < 0 && (c->outage_ms < 0 || c->attempt_ms < at))
+		at = c->outage_ms < 0 ? now : c->attempt_ms;
 	for (const struct dsc_stream *s = c->streams; s; s = s->next) {
 		if (!has_part(s, PART_WAITING))
 			continue;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the seed corpora of fuzz_frame, fuzz_request and fuzz_client beside this file."""
+"""Writes the seed corpora of fuzz_frame, fuzz_request, fuzz_client and fuzz_resume beside this file."""
 import os
 import struct
 
@@ -151,3 +151,35 @@ write("client", "generate", b"".join(frame(SERVER[n]) for n in ("hello", "starte
 write("client", "everything", b"".join(map(frame, (v for k, v in SERVER.items() if k != "error_of_all"))))
 write("client", "too_large", frame(SERVER["hello"]) + struct.pack("<I", (1 << 20) + 1))
 write("client", "half_frame", frame(SERVER["hello"]) + frame(SERVER["delta"])[:-1])
+
+
+def lives(*connections):
+    """What one connection after the other is sent; the last one has the rest of the input."""
+    *cut, last = connections
+    return b"".join(struct.pack("<H", len(c)) + c for c in cut) + last
+
+
+def again(id, body):
+    return frame(num(1, id) + body)
+
+
+HELLO = frame(SERVER["hello"])
+STARTED, DELTA, FINISH = (SERVER[k][len(num(1, 2)):] for k in ("started", "delta", "finish"))
+DONE = data(5, data(1, num(1, 5) + num(2, 0) + num(3, 2)))
+RETRY = data(11, num(1, 5) + data(2, b"the worker went away"))
+BEGUN = HELLO + again(2, STARTED) + again(2, DELTA)
+REST = HELLO + b"".join(again(i, STARTED) + again(i, DELTA) + again(i, FINISH) + again(i, DONE) for i in (8, 9))
+write("resume", "goes_on", lives(BEGUN, REST, b"", b""))
+write("resume", "goes_on_after_two_losses", lives(BEGUN, REST[:len(REST) // 2], REST, b""))
+write("resume", "cut_within_a_frame", lives(BEGUN[:-3], REST, b"", b""))
+write("resume", "before_hello", lives(b"", BEGUN, b"", REST))
+write("resume", "retryable", lives(BEGUN + again(2, RETRY), REST, b"", b""))
+write("resume", "retryable_again", lives(BEGUN + again(2, RETRY) + again(8, RETRY) + again(9, RETRY), REST, b"", b""))
+write("resume", "another_seed", lives(BEGUN, HELLO + again(8, data(3, num(1, 78) + num(2, 8) + data(3, bytes(32)) + num(4, 5) + data(5, b"tiny"))), b"", b""))
+write("resume", "refused", lives(BEGUN, HELLO + again(8, data(11, num(1, 3) + data(2, b"another model"))), b"", b""))
+write("resume", "only_done_was_lost", lives(BEGUN + again(2, FINISH) + again(2, data(4, num(5, 1))), HELLO, b"", b""))
+write("resume", "score_in_parts", lives(HELLO + frame(SERVER["score_part"]), HELLO + frame(SERVER["score_part"])
+                                        + frame(SERVER["score_last"]), b"", b""))
+write("resume", "another_score", lives(HELLO + frame(SERVER["score_part"]), HELLO + frame(SERVER["score_last"]), b"", b""))
+write("resume", "everything_twice", lives(HELLO + b"".join(frame(v) for k, v in SERVER.items() if k != "error_of_all"),
+                                          HELLO + b"".join(frame(v) for k, v in SERVER.items()), b"", b""))
