@@ -25,7 +25,7 @@ void bpe_scratch_trim(struct bpe_scratch *s);
 
 /**
  * bpe_encode() - append the ids of one piece
- * @text: @n bytes, 0 < n <= ENCODE_TEXT_MAX, each of which has a token in @v
+ * @text: @n bytes, 0 < n <= ENCODE_PIECE_MAX, each of which has a token in @v
  *
  * Return: 0 or -ENOMEM (ids may have been appended).  Time: O(n log n).
  */

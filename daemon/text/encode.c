@@ -98,9 +98,14 @@ static int encode_utf8(const struct job *j, size_t from, size_t to)
 
 	split_init(&split, j->v->im.h->splitter, j->text + from, to - from);
 	while (split_next(&split, &piece, &piece_end)) {
-		int r = bpe_encode(j->v, &j->s->bpe, j->text + from + piece, piece_end - piece,
-				   j->ids);
+		int r;
 
+		if (piece_end - piece > ENCODE_PIECE_MAX)
+			return error_set(j->err, -E2BIG,
+					 "%zu bytes from position %zu make one piece: want at most "
+					 "%u without a border between words",
+					 piece_end - piece, from + piece, ENCODE_PIECE_MAX);
+		r = bpe_encode(j->v, &j->s->bpe, j->text + from + piece, piece_end - piece, j->ids);
 		if (r < 0)
 			return r;
 	}

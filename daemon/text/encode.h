@@ -36,7 +36,8 @@ int encode_scratch_new(struct encode_scratch **ret);
 struct encode_scratch *encode_scratch_free(struct encode_scratch *s);
 DEFINE_CLEANUP(struct encode_scratch *, encode_scratch_free);
 
-#define ENCODE_TEXT_MAX (1u << 30) /* bytes of one text */
+#define ENCODE_TEXT_MAX  (1u << 30) /* bytes of one text */
+#define ENCODE_PIECE_MAX (4u << 20) /* of one piece (a "word"): what bounds working memory */
 
 /* flags */
 /* Every added token matches, control tokens too, as Hugging Face's tokenizers do. Only for text whose
@@ -55,7 +56,8 @@ DEFINE_CLEANUP(struct encode_scratch *, encode_scratch_free);
  * Memory: linear in @n (at most 32 bytes a byte of the longest piece, and 4 to 8 for each id).
  *
  * Return: 0. -EILSEQ: a byte that the vocabulary has no token for; the sentence names the byte and
- *         its position. -E2BIG: more than ENCODE_TEXT_MAX bytes. -ENOMEM.
+ *         its position. -E2BIG: more than ENCODE_TEXT_MAX bytes, or ENCODE_PIECE_MAX of one
+ *         piece. -ENOMEM.
  * Thread: any; one per scratch.  Time: O(n log n).
  */
 int encode_text(const struct vocab *v, struct encode_scratch *s, const void *text, size_t n,

@@ -282,6 +282,28 @@ static void encode_refuses_a_text_past_the_limit(void **state)
 	close_tiny(&f);
 }
 
+/* What bounds the working memory of a text that somebody else made. */
+static void encode_refuses_a_piece_past_the_limit(void **state)
+{
+	struct fixture f = open_tiny(IMAGE_SPLIT_V3);
+	const size_t n = ENCODE_PIECE_MAX + 3;
+	char *text = malloc(n);
+	struct ids ids = {};
+	struct error err = {};
+
+	(void)state;
+	assert_non_null(text);
+	memset(text, 'a', n);
+	text[1] = '\n'; /* "a", the line's end, and ENCODE_PIECE_MAX + 1 bytes */
+	assert_int_equal(encode_text(f.v, f.s, text, n, 0, &ids, &err), -E2BIG);
+	assert_non_null(strstr(err.text, "4194305 bytes from position 2 make one piece"));
+	assert_int_equal(ids.n, 0);
+	assert_int_equal(encode_text(f.v, f.s, text, n - 1, 0, &ids, &err), 0);
+	ids_done(&ids);
+	free(text);
+	close_tiny(&f);
+}
+
 /* The published patterns, piece by piece: '|' shows the cuts. */
 static void expect_pieces(enum image_splitter kind, const char *text, const char *want)
 {
@@ -573,6 +595,7 @@ int main(void)
 		cmocka_unit_test(encode_maps_bytes_to_ids_in_a_byte_vocabulary),
 		cmocka_unit_test(encode_names_the_byte_without_a_token),
 		cmocka_unit_test(encode_refuses_a_text_past_the_limit),
+		cmocka_unit_test(encode_refuses_a_piece_past_the_limit),
 		cmocka_unit_test(split_v3_cuts_as_the_published_patterns),
 		cmocka_unit_test(split_v2_cuts_as_the_published_patterns),
 		cmocka_unit_test(encode_equals_the_plain_rule_for_any_merges),
