@@ -92,7 +92,8 @@ static struct seq *seq_free(struct seq *q)
 {
 	if (!q)
 		return NULL;
-	explicit_bzero(q->ids, q->n_ids_alloc * sizeof(*q->ids));
+	if (q->ids)
+		explicit_bzero(q->ids, q->n_ids_alloc * sizeof(*q->ids));
 	free(q->ids);
 	free(q->pages);
 	free(q);
