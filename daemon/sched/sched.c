@@ -394,7 +394,8 @@ static void attach_prefix(struct seq *q)
 		return;
 	attach_own(q);
 	p = published_find(s, q, &n);
-	if (n > q->n_pages) {
+	/* What is published has one name: it stands on no other published prefix. */
+	if (n > q->n_pages && !q->publish) {
 		seq_drop_pages(q);
 		for (uint32_t i = 0; i < n; i++) {
 			pool_ref_page(s->cfg.pool, p->pages[i]);
