@@ -590,6 +590,8 @@ static void take_step(struct sched *s, const struct channel_reply *reply)
 		struct seq *q = step->part[i].seq;
 
 		q->n_in_flight--;
+		/* A refused step wrote nothing, and the next one may stand on it. */
+		q->poisoned |= reply->status != CHANNEL_OK;
 		if (reply->status == CHANNEL_OK)
 			seal_pages(q);
 		else if (!q->done)
