@@ -158,6 +158,11 @@ uint64_t pool_n_refs(const struct pool *p)
 	return n;
 }
 
+uint32_t pool_page_refs(const struct pool *p, page_id page)
+{
+	return p->uses[page].refs;
+}
+
 void pool_domain(const struct pool *p, uid_t uid, uint8_t ret[16])
 {
 	uint32_t id = uid;

@@ -78,6 +78,8 @@ uint32_t pool_n_available(const struct pool *p); /* what pool_take_page() can gi
 
 /** pool_n_refs() - references of all pages. Time: linear; for checks. */
 uint64_t pool_n_refs(const struct pool *p);
+/** pool_page_refs() - of one page; for checks. */
+uint32_t pool_page_refs(const struct pool *p, page_id page);
 
 /** pool_domain() - the domain of a user's pages: a MAC of the kernel-attested uid. */
 void pool_domain(const struct pool *p, uid_t uid, uint8_t ret[16]);

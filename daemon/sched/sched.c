@@ -730,6 +730,26 @@ void sched_get_stats(const struct sched *s, struct sched_stats *ret)
 	ret->pages_published = pool_n_pages(s->cfg.pool) - sched_n_pages(s);
 }
 
+uint32_t sched_held_pages(const struct sched *s, uid_t uid)
+{
+	uint32_t n = 0;
+
+	for (const struct seq *q = s->running.first; q; q = q->next)
+		n += q->uid == uid ? q->n_pages : 0;
+	for (const struct seq *q = s->waiting.first; q; q = q->next)
+		n += q->uid == uid ? q->n_pages : 0;
+	return n;
+}
+
+/* Pages that are not sealed are written: they are one sequence's alone. */
+static bool owns_its_pages(const struct seq *q)
+{
+	for (uint32_t i = q->n_sealed; i < q->n_pages; i++)
+		if (pool_page_refs(q->sched->cfg.pool, q->pages[i]) != 1)
+			return false;
+	return true;
+}
+
 int sched_check(const struct sched *s, struct error *err)
 {
 	uint32_t n_slots = 0;
@@ -745,6 +765,8 @@ int sched_check(const struct sched *s, struct error *err)
 		if ((q->n_posted > q->n_computed) != (q->n_in_flight > 0))
 			return error_set(err, -EBADF, "%u rows posted, %u computed in %u steps",
 					 q->n_posted, q->n_computed, q->n_in_flight);
+		if (!owns_its_pages(q))
+			return error_set(err, -EBADF, "two own a page that is written");
 		n_refs += q->n_pages;
 		in_flight += q->n_in_flight;
 		n_slots++;
@@ -752,6 +774,8 @@ int sched_check(const struct sched *s, struct error *err)
 	for (const struct seq *q = s->waiting.first; q; q = q->next) {
 		if (q->slot != SLOT_NONE || q->n_posted != q->n_computed || q->n_in_flight)
 			return error_set(err, -EBADF, "a waiting sequence has slot %u", q->slot);
+		if (!owns_its_pages(q))
+			return error_set(err, -EBADF, "two own a page that is written");
 		n_refs += q->n_pages;
 	}
 	for (uint32_t i = 0; i < SCHED_PUBLISHED_MAX; i++)
