@@ -72,6 +72,17 @@ static void think_ids(struct call *c, bool bos)
 		ids_push(&c->ids, c->text[i]);
 }
 
+/* Few letters, so that one may end where another does. */
+static void think_stops(struct sim *s, struct call *c)
+{
+	c->n_stops = (uint32_t)sim_between(s, 1, CALL_STOPS);
+	for (uint32_t k = 0; k < c->n_stops; k++) {
+		c->stop_bytes[k] = (uint32_t)sim_between(s, 1, 3);
+		for (uint32_t i = 0; i < c->stop_bytes[k]; i++)
+			c->stop[k][i] = (uint8_t)(sim_one_in(s, 4) ? ' ' : 'a' + sim_below(s, 26));
+	}
+}
+
 static void think_sampling(struct sim *s, struct call *c)
 {
 	struct channel_params *p = &c->params;
@@ -88,16 +99,26 @@ static void think_sampling(struct sim *s, struct call *c)
 	c->reuse = sim_one_in(s, 6);
 	c->priority = sim_one_in(s, 2) ? (uint32_t)sim_between(s, 1, 3) : 0;
 	c->deadline_ms = sim_one_in(s, 400) ? (uint32_t)sim_between(s, 1, 5000) : 0;
-	if (sim_one_in(s, 6)) {
-		c->n_stop = (uint32_t)sim_between(s, 1, 3);
-		for (uint32_t i = 0; i < c->n_stop; i++)
-			c->stop[i] = (uint8_t)(sim_one_in(s, 4) ? ' ' : 'a' + sim_below(s, 26));
+	c->echo = sim_one_in(s, 10);
+	if (sim_one_in(s, 6))
+		think_stops(s, c);
+	if (c->reuse)
+		p->top_k = SIM_ANY_PATH;
+	if (sim_one_in(s, 5000)) {
+		p->top_k = SIM_KILLER;
+		c->n = 1;
+		s->count.faults[FAULT_KILLER]++;
 	}
 }
 
 void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size)
 {
 	*c = (struct call){.used = true, .user = user, .n = 1, .logprobs = -1};
+	if (size == CALL_VERB || (size == CALL_ANY && sim_one_in(s, 30))) {
+		c->admin = size == CALL_VERB;
+		verb_init(s, c);
+		return;
+	}
 	if (size == CALL_ANY && sim_one_in(s, 25))
 		c->kind = CALL_SCORE;
 	else if (size == CALL_ANY && sim_one_in(s, 25))
@@ -131,7 +152,8 @@ void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size
 		c->max_tokens = (uint32_t)sim_between(s, 150, 300);
 		c->logprobs = 20;
 		c->params.ignore_eos = true;
-		c->params.min_tokens = c->n_stop = c->deadline_ms = 0;
+		c->params.min_tokens = c->n_stops = c->deadline_ms = c->params.top_k = 0;
+		c->reuse = c->echo = false;
 	}
 	c->params.n_prompt = (uint32_t)c->ids.n;
 	for (uint32_t i = 0; i < c->n; i++) {
@@ -150,11 +172,39 @@ void call_done(struct call *c)
 	*c = (struct call){};
 }
 
+struct call *call_heir(struct call *c)
+{
+	struct call *heir;
+	uint32_t k = 0;
+
+	if (c->kind != CALL_GENERATE || !c->begun)
+		return NULL;
+	while (k < c->n && (c->choices[k].n_tokens == 0 || c->choices[k].over ||
+			    c->choices[k].n_tokens == c->max_tokens))
+		k++;
+	if (k == c->n)
+		return NULL;
+	heir = malloc(sizeof(*heir));
+	assert(heir);
+	*heir = *c;
+	heir->first_choice += k;
+	heir->n = 1;
+	heir->choices[0] = c->choices[k];
+	for (uint32_t i = 0; i < c->n; i++)
+		if (i != k)
+			free(c->choices[i].text);
+	for (uint32_t i = 1; i < CALL_CHOICES; i++)
+		heir->choices[i] = (struct call_choice){};
+	*c = (struct call){};
+	return heir;
+}
+
 /* ---- sending ---- */
 
 static void begin_choice(struct sim *s, struct call *c, struct call_choice *ch)
 {
 	oracle_init(&ch->at, s->domains[c->user]);
+	ch->echo_at = ch->at;
 	for (size_t i = 0; i < c->ids.n; i++)
 		oracle_push(&ch->at, c->ids.id[i]);
 }
@@ -165,7 +215,8 @@ static bool resumes(const struct call *c)
 	return c->begun && c->n == 1 && c->choices[0].n_tokens > 0;
 }
 
-static void fill_sampling(struct call *c, Dsd__Sampling *m, ProtobufCBinaryData *stop, bool resume)
+static void fill_sampling(struct call *c, Dsd__Sampling *m, ProtobufCBinaryData stop[CALL_STOPS],
+			  bool resume)
 {
 	const struct channel_params *p = &c->params;
 
@@ -183,14 +234,16 @@ static void fill_sampling(struct call *c, Dsd__Sampling *m, ProtobufCBinaryData 
 	m->n = c->n;
 	m->has_logprobs = c->logprobs >= 0;
 	m->logprobs = (uint32_t)MAX(c->logprobs, 0);
-	if (c->n_stop) {
-		*stop = (ProtobufCBinaryData){c->n_stop, c->stop};
-		m->n_stop = 1;
-		m->stop = stop;
-	}
+	m->has_top_k = p->top_k > 0;
+	m->top_k = p->top_k;
+	m->has_echo = m->echo = c->echo && !resume;
+	for (uint32_t i = 0; i < c->n_stops; i++)
+		stop[i] = (ProtobufCBinaryData){c->stop_bytes[i], c->stop[i]};
+	m->n_stop = c->n_stops;
+	m->stop = stop;
 }
 
-static void send_frame(struct sim *s, struct link *l, uint64_t id, Dsd__ClientFrame *frame)
+void call_send_frame(struct sim *s, struct link *l, uint64_t id, Dsd__ClientFrame *frame)
 {
 	_cleanup_(freep) uint8_t *data = NULL;
 	size_t n;
@@ -212,14 +265,15 @@ static void send_generate(struct sim *s, struct call *c, struct link *l)
 	Dsd__Ids ids = DSD__IDS__INIT;
 	Dsd__Message message[CALL_MESSAGES], *messages[CALL_MESSAGES];
 	_cleanup_(freep) uint32_t *came = NULL;
-	ProtobufCBinaryData stop;
+	ProtobufCBinaryData stop[CALL_STOPS];
 	uint8_t *at = c->text;
 	bool again = c->again = resumes(c);
 
+	assert(again || c->first_choice == 0);
 	frame.msg_case = DSD__CLIENT_FRAME__MSG_GENERATE;
 	frame.generate = &g;
 	g.sampling = &sampling;
-	fill_sampling(c, &sampling, &stop, again);
+	fill_sampling(c, &sampling, stop, again);
 	g.has_priority = c->priority > 0;
 	g.priority = (Dsd__Priority)c->priority;
 	g.has_reuse_generated = g.reuse_generated = c->reuse;
@@ -259,6 +313,8 @@ static void send_generate(struct sim *s, struct call *c, struct link *l)
 		resume.n_generated_ids = ch->n_tokens;
 		resume.generated_ids = came;
 		resume.seed = c->params.seed;
+		resume.has_choice = c->first_choice > 0;
+		resume.choice = c->first_choice;
 		resume.model_digest = (ProtobufCBinaryData){sizeof(c->digest), c->digest};
 		g.resume = &resume;
 		s->count.resumed++;
@@ -269,7 +325,7 @@ static void send_generate(struct sim *s, struct call *c, struct link *l)
 		*ch = (struct call_choice){.text = ch->text};
 		begin_choice(s, c, ch);
 	}
-	send_frame(s, l, c->id, &frame);
+	call_send_frame(s, l, c->id, &frame);
 }
 
 static void send_others(struct sim *s, struct call *c, struct link *l)
@@ -310,7 +366,7 @@ static void send_others(struct sim *s, struct call *c, struct link *l)
 		frame.detokenize = &detokenize;
 		detokenize.ids = &ids;
 	}
-	send_frame(s, l, c->id, &frame);
+	call_send_frame(s, l, c->id, &frame);
 }
 
 void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id)
@@ -318,8 +374,14 @@ void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id)
 	c->id = id;
 	c->since = s->now;
 	c->due = 0;
-	c->waiting = c->cancelling = false;
+	c->waiting = c->cancelling = c->cancelled = false;
+	c->number = 0;
+	c->deaths = s->n_deaths;
 	c->attempts++;
+	if (c->kind >= CALL_LIST) {
+		verb_send(s, c, l);
+		return;
+	}
 	if (c->kind == CALL_GENERATE)
 		send_generate(s, c, l);
 	else
@@ -332,10 +394,59 @@ void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id)
 
 /* ---- what comes ---- */
 
-static bool holds_stop(const struct call *c, const struct call_choice *ch)
+/* Bytes of the longest stop string that the text ends with; 0: of none. */
+static uint32_t holds_stop(const struct call *c, const struct call_choice *ch)
 {
-	return c->n_stop && ch->n_tokens >= c->n_stop &&
-	       memcmp(ch->text + ch->n_tokens - c->n_stop, c->stop, c->n_stop) == 0;
+	uint32_t most = 0;
+
+	for (uint32_t i = 0; i < c->n_stops; i++) {
+		uint32_t n = c->stop_bytes[i];
+
+		if (n > most && ch->n_tokens >= n &&
+		    memcmp(ch->text + ch->n_tokens - n, c->stop[i], n) == 0)
+			most = n;
+	}
+	return most;
+}
+
+static bool is_right_logprob(const struct call *c, const struct oracle *o, uint32_t id,
+			     const Dsd__TokenLogprob *lp)
+{
+	return lp->id == id && lp->has_logprob && lp->logprob == oracle_logprob(o, id) &&
+	       lp->n_top == (size_t)c->logprobs;
+}
+
+static void take_echo(struct sim *s, struct call *c, struct call_choice *ch, uint32_t id,
+		      const Dsd__TokenLogprob *lp)
+{
+	bool first = ch->n_echoed == 0;
+
+	if (id != c->ids.id[ch->n_echoed] || ch->n_tokens ||
+	    (lp && (first ? lp->id != id || lp->has_logprob
+			  : !is_right_logprob(c, &ch->echo_at, id, lp))))
+		sim_broken(s, "request %llu: echo of token %u", (unsigned long long)c->id,
+			   ch->n_echoed);
+	oracle_push(&ch->echo_at, id);
+	ch->n_echoed++;
+}
+
+/* The prompt's own bytes; control tokens show nothing. */
+static void take_echo_text(struct sim *s, struct call *c, struct call_choice *ch,
+			   const ProtobufCBinaryData *text)
+{
+	size_t at = 0;
+	uint32_t i = ch->n_echo_text;
+
+	for (; i < ch->n_echoed; i++) {
+		if (c->ids.id[i] >= FAKE_BOS)
+			continue;
+		if (at == text->len || text->data[at] != c->ids.id[i])
+			break;
+		at++;
+	}
+	if (i < ch->n_echoed || at < text->len)
+		sim_broken(s, "request %llu: echo says another text", (unsigned long long)c->id);
+	ch->n_echo_text = ch->n_echoed;
 }
 
 static void take_token(struct sim *s, struct call *c, struct call_choice *ch, uint32_t choice,
@@ -344,7 +455,7 @@ static void take_token(struct sim *s, struct call *c, struct call_choice *ch, ui
 	struct channel_params p = c->params;
 	uint32_t want;
 
-	p.choice = choice;
+	p.choice = c->first_choice + choice;
 	want = oracle_next(&ch->at, &p);
 	if (id != want || ch->n_tokens == c->max_tokens || ch->over || holds_stop(c, ch)) {
 		sim_broken(s, "request %llu, choice %u, token %u of %u%s: got %u, want %u",
@@ -353,8 +464,7 @@ static void take_token(struct sim *s, struct call *c, struct call_choice *ch, ui
 		ch->over = true;
 		return;
 	}
-	if (lp && (!lp->has_logprob || lp->logprob != oracle_logprob(&ch->at, id) || lp->id != id ||
-		   lp->n_top != (size_t)c->logprobs))
+	if (lp && !is_right_logprob(c, &ch->at, id, lp))
 		sim_broken(s, "request %llu, token %u: log-probability of %u",
 			   (unsigned long long)c->id, ch->n_tokens, lp->id);
 	ch->text[ch->n_tokens++] = (uint8_t)id;
@@ -369,7 +479,7 @@ static void take_finish(struct sim *s, struct call *c, struct call_choice *ch, u
 	uint32_t want_text = ch->n_tokens;
 	bool right = false;
 
-	p.choice = choice;
+	p.choice = c->first_choice + choice;
 	switch (finish) {
 	case DSD__FINISH__FINISH_EOS:
 		ch->ended_by_token = true;
@@ -380,7 +490,8 @@ static void take_finish(struct sim *s, struct call *c, struct call_choice *ch, u
 		break;
 	case DSD__FINISH__FINISH_STOP:
 		right = holds_stop(c, ch);
-		want_text -= c->n_stop;
+		want_text -= holds_stop(c, ch);
+		s->count.acts[ACT_STOP]++;
 		break;
 	default:
 		break;
@@ -401,6 +512,14 @@ static void on_delta(struct sim *s, struct call *c, const Dsd__Delta *d)
 	    (c->logprobs >= 0 && d->n_logprobs != d->n_ids)) {
 		sim_broken(s, "request %llu: a piece of choice %u out of turn",
 			   (unsigned long long)c->id, choice);
+		return;
+	}
+	if (c->echo && !c->again && ch->n_echoed < c->ids.n) {
+		for (size_t i = 0; i < d->n_ids && ch->n_echoed < c->ids.n; i++)
+			take_echo(s, c, ch, d->ids[i], c->logprobs >= 0 ? d->logprobs[i] : NULL);
+		take_echo_text(s, c, ch, &d->text);
+		if (d->has_finish)
+			sim_broken(s, "request %llu: ends in its echo", (unsigned long long)c->id);
 		return;
 	}
 	for (size_t i = 0; i < d->n_ids; i++)
@@ -438,8 +557,18 @@ static void on_done(struct sim *s, struct call *c, const Dsd__Usage *u)
 			   "request %llu: %u prompt tokens of %zu, %u cached, %u generated of %u",
 			   (unsigned long long)c->id, u->prompt_tokens, c->ids.n, u->cached_tokens,
 			   u->completion_tokens, n);
+	if (c->cancelled || c->params.top_k == SIM_KILLER)
+		sim_broken(s, "request %llu: ended well, which cannot be",
+			   (unsigned long long)c->id);
 	s->count.prompt += u->prompt_tokens;
 	s->count.cached += u->cached_tokens;
+	s->count.acts[ACT_GENERATE]++;
+	s->count.acts[ACT_CHAT] += c->form == FORM_CHAT;
+	s->count.acts[ACT_CHOICES] += c->n > 1;
+	s->count.acts[ACT_LOGPROBS] += c->logprobs >= 0;
+	s->count.acts[c->logprobs >= 0 ? ACT_ECHO_LOGPROBS : ACT_ECHO] += c->echo && !c->again;
+	s->count.acts[ACT_RESUME] += c->again;
+	s->count.acts[ACT_REUSE] += c->reuse && u->cached_tokens > 0;
 	/* The next turn of this conversation. */
 	k = MIN(c->n_text, (size_t)DOCUMENT_BYTES - c->choices[0].n_tokens);
 	memcpy(user->last, c->text, k);
@@ -455,6 +584,7 @@ static void on_started(struct sim *s, struct call *c, const Dsd__Started *st)
 		sim_broken(s, "request %llu: started as another one", (unsigned long long)c->id);
 	c->started = c->begun = true;
 	c->params.seed = st->seed;
+	c->number = st->request;
 	memcpy(c->digest, st->model_digest.data, MIN(st->model_digest.len, sizeof(c->digest)));
 }
 
@@ -475,6 +605,7 @@ static void on_score(struct sim *s, struct call *c, const Dsd__ScoreReply *r)
 	if (r->last && c->n_came != c->ids.n)
 		sim_broken(s, "request %llu: %u of %zu tokens scored", (unsigned long long)c->id,
 			   c->n_came, c->ids.n);
+	s->count.acts[ACT_SCORE] += r->last;
 }
 
 static void on_tokenized(struct sim *s, struct call *c, const Dsd__TokenizeReply *r)
@@ -483,6 +614,7 @@ static void on_tokenized(struct sim *s, struct call *c, const Dsd__TokenizeReply
 	    (r->n_ids && memcmp(c->ids.id + c->n_came, r->ids, r->n_ids * sizeof(*r->ids)) != 0) ||
 	    (r->last && c->n_came + r->n_ids != c->ids.n))
 		sim_broken(s, "request %llu: other ids", (unsigned long long)c->id);
+	s->count.acts[ACT_TOKENIZE] += r->last;
 	c->n_came += (uint32_t)r->n_ids;
 }
 
@@ -494,6 +626,7 @@ static void on_detokenized(struct sim *s, struct call *c, const Dsd__DetokenizeR
 	    (n && memcmp(c->text + c->n_came, r->text.data, n) != 0) ||
 	    (r->last && c->n_came + n != c->n_text))
 		sim_broken(s, "request %llu: another text", (unsigned long long)c->id);
+	s->count.acts[ACT_DETOKENIZE] += r->last;
 	c->n_came += (uint32_t)n;
 }
 
@@ -525,17 +658,15 @@ static void on_error(struct sim *s, struct call *c, const Dsd__Error *e, bool le
 			try_again(s, c, e);
 		break;
 	case DSD__CODE__CODE_MODEL_FAULT:
-		/* Two workers died in a step of it. */
-		right |= s->count.faults[FAULT_WORKER_DEATH] >= 2;
+		/* Two workers died in a step of it, or its logits were none. */
+		right |= s->n_deaths >= c->deaths + 2 ||
+			 ++s->n_no_numbers <= s->count.faults[FAULT_NO_NUMBERS];
 		break;
 	case DSD__CODE__CODE_CANCELLED:
-		right |= c->cancelling;
+		right |= c->cancelling || c->cancelled;
 		break;
 	case DSD__CODE__CODE_DEADLINE_EXCEEDED:
 		s->count.faults[FAULT_DEADLINE]++;
-		right |= c->deadline_ms > 0;
-		break;
-	case DSD__CODE__CODE_UNIMPLEMENTED:
 		right |= c->deadline_ms > 0;
 		break;
 	case DSD__CODE__CODE_INVALID_ARGUMENT:
@@ -544,13 +675,15 @@ static void on_error(struct sim *s, struct call *c, const Dsd__Error *e, bool le
 	default:
 		break;
 	}
-	if (!right)
+	if (!right || (c->cancelled && e->code != DSD__CODE__CODE_CANCELLED))
 		sim_broken(s, "request %llu: error %d: %s", (unsigned long long)c->id, (int)e->code,
 			   e->message);
 }
 
 bool call_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame, bool lenient)
 {
+	if (c->kind >= CALL_LIST)
+		return verb_on_frame(s, c, frame);
 	switch (frame->msg_case) {
 	case DSD__SERVER_FRAME__MSG_STARTED:
 		on_started(s, c, frame->started);

@@ -9,6 +9,7 @@
 
 #define CALL_CHOICES   8u
 #define CALL_MESSAGES  3u
+#define CALL_STOPS     3u
 #define DOCUMENTS      4u
 #define DOCUMENT_BYTES 1600u
 
@@ -19,13 +20,28 @@ struct user {
 	size_t n_last;
 };
 
-enum call_kind { CALL_GENERATE, CALL_SCORE, CALL_TOKENIZE, CALL_DETOKENIZE };
+enum call_kind {
+	CALL_GENERATE,
+	CALL_SCORE,
+	CALL_TOKENIZE,
+	CALL_DETOKENIZE,
+	/* verbs.c */
+	CALL_LIST,
+	CALL_STATS,
+	CALL_MODELS,
+	CALL_CANCEL_NUMBER,
+	CALL_PUBLISH,
+	CALL_UNPUBLISH,
+	CALL_EVICT,
+	CALL_OTHERS /* a user's, on the administrative socket */
+};
 enum call_form { FORM_TEXT, FORM_CHAT, FORM_IDS };
 
 struct call_choice {
-	struct oracle at;
+	struct oracle at, echo_at;
 	uint8_t *text; /* of the tokens that came: in this vocabulary a token is its byte */
-	uint32_t n_tokens, n_text; /* came as ids, as text */
+	uint32_t n_tokens, n_text;      /* came as ids, as text */
+	uint32_t n_echoed, n_echo_text; /* the same of the prompt */
 	bool over, ended_by_token;
 };
 
@@ -42,10 +58,12 @@ struct call {
 
 	struct channel_params params;
 	uint32_t n, max_tokens, priority, deadline_ms;
-	int logprobs;                              /* -1: none */
-	bool seeded, add_bos, reuse, doomed_input; /* doomed: too long, must be refused */
-	uint8_t stop[4];
-	uint32_t n_stop;
+	uint32_t first_choice; /* of the request that this one goes on with */
+	int logprobs;          /* -1: none */
+	bool seeded, add_bos, reuse, echo;
+	bool doomed_input; /* must be refused */
+	uint8_t stop[CALL_STOPS][4];
+	uint32_t n_stops, stop_bytes[CALL_STOPS];
 
 	bool started, begun; /* this time, ever */
 	bool again;          /* goes on where it was */
@@ -55,17 +73,31 @@ struct call {
 	uint32_t n_came;     /* ids or bytes of a reply in parts */
 	uint64_t since, due; /* sent; to be sent again, cancelled: 0: nothing is due */
 	uint32_t attempts;
+	uint64_t number;       /* the daemon's, from Started; 0: not known */
+	bool cancelled;        /* the daemon said that it cancelled it: no other end is right */
+	uint64_t target;       /* of a cancel */
+	bool admin, forbidden; /* through which socket; it is not for this one */
+	uint64_t deaths;       /* of workers, when it was sent */
 };
 
 enum call_size {
 	CALL_ANY,
-	CALL_FLOOD /* many long answers with all that can be said of each token */
+	CALL_FLOOD, /* many long answers with all that can be said of each token */
+	CALL_VERB   /* an administrator's */
 };
 
 /** call_init() - think of a request. */
 void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size);
 void call_done(struct call *c);
+/** call_heir() - what can go on on another connection of what @c had; NULL: nothing. On the heap. */
+struct call *call_heir(struct call *c);
 /** call_send() - as request @id, for the first time or where it was. */
 void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id);
 /** call_on_frame() - Return: whether the request is over; c->waiting: it wants to be sent again at c->due. */
 bool call_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame, bool lenient);
+/* ---- verbs.c ---- */
+void verb_init(struct sim *s, struct call *c);
+void verb_send(struct sim *s, struct call *c, struct link *l);
+bool verb_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame);
+/** call_send_frame() - as request @id. */
+void call_send_frame(struct sim *s, struct link *l, uint64_t id, Dsd__ClientFrame *frame);

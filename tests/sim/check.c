@@ -1,20 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What must hold whenever the broker waits. The scheduler's and the pool's own checks are linear in the
- * pool; what walks all connections and users is done each minute, and whenever nobody is there. */
+/* What must hold whenever the broker waits: all of it is walked, each time. Whether requests come to an
+ * end is asked each minute, and whether anything is left whenever nobody is there. */
 #include <stdarg.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "broker/conn.h"
 #include "broker/model.h"
+#include "broker/request.h"
 #include "quota/quota.h"
 #include "sched/sched.h"
 #include "sim.h"
 
 #define BROKEN_TOLD 20u
-#define LEAVE_USEC  (30 * SIM_MINUTE) /* after the last burst nobody stays longer */
-#define CALM_USEC   (2 * SIM_SECOND)  /* after which nothing may be held for those who are gone */
+/* Sequences pause at the soft limit; replies to small questions and a step's last words still come. */
+#define CONN_QUEUE_MOST (CONN_QUEUE_SOFT + (512u << 10))
+#define LEAVE_USEC      (30 * SIM_MINUTE) /* after the last burst nobody stays longer */
+#define LATE_USEC       (SIM_SECOND / 10) /* what is due is done by then */
+#define CALM_USEC       (2 * SIM_SECOND) /* after which nothing may be held for those who are gone */
 
 void sim_broken(struct sim *s, const char *fmt, ...)
 {
@@ -28,44 +33,82 @@ void sim_broken(struct sim *s, const char *fmt, ...)
 	va_end(ap);
 	printf("broken: seed %llu, %.6f s: %s\n", (unsigned long long)s->seed,
 	       (double)s->now / (double)SIM_SECOND, text);
+	if (s->stop_early) {
+		fflush(stdout);
+		_exit(1);
+	}
 }
 
-static void check_users(struct sim *s)
+static void check_conns(struct sim *s, uint64_t requests[SIM_PEOPLE])
 {
-	static const char *const names[] = {"connections", "requests", "pages"};
-	uint64_t n_requests = 0;
+	uint64_t stall = s->server.cfg.conn_stall_seconds * SIM_SECOND;
 
-	for (int kind = 0; kind < _QUOTA_MAX && kind < (int)N_ELEMENTS(names); kind++) {
+	for (uint32_t i = 0; i < s->server.conns.n_alloc; i++) {
+		const struct conn *c = s->server.conns.items[i];
+		size_t waits;
+
+		if (!c)
+			continue;
+		requests[c->uid - SIM_UID] += c->n_requests;
+		waits = c->queued.n + c->sending.n - c->sending_at;
+		if (waits > CONN_QUEUE_MOST)
+			sim_broken(s, "%zu bytes wait for one connection", waits);
+		if (c->n_requests > CONN_REQUESTS)
+			sim_broken(s, "%u requests of one connection", c->n_requests);
+		if (c->congested && !c->closing && s->now > c->stalled_usec + stall + LATE_USEC)
+			sim_broken(s, "a reader that has read nothing for %llu s is still there",
+				   (unsigned long long)(stall / SIM_SECOND));
+	}
+}
+
+static void check_requests(struct sim *s, uint64_t bytes[SIM_PEOPLE])
+{
+	for (uint32_t i = 0; i < s->server.requests.n_alloc; i++) {
+		const struct request *r = s->server.requests.items[i];
+
+		if (!r)
+			continue;
+		bytes[(r->conn ? r->conn->uid : r->uid) - SIM_UID] += r->n_bytes;
+		if (r->conn && s->now > r->deadline_usec && s->now - r->deadline_usec > LATE_USEC)
+			sim_broken(s, "a request outlives its deadline");
+	}
+}
+
+/* What is charged to each is what each holds, and all of it together is the total. */
+static void check_charges(struct sim *s, const struct sched *sched)
+{
+	static const char *const names[_QUOTA_MAX] = {"connections", "requests", "pages", "bytes"};
+	uint64_t held[_QUOTA_MAX][SIM_PEOPLE] = {};
+
+	check_conns(s, held[QUOTA_REQUESTS]);
+	check_requests(s, held[QUOTA_BYTES]);
+	for (uint32_t i = 0; i < s->server.conns.n_alloc; i++) {
+		const struct conn *c = s->server.conns.items[i];
+
+		if (c)
+			held[QUOTA_CONNECTIONS][c->uid - SIM_UID]++;
+	}
+	for (uid_t i = 0; i < SIM_PEOPLE; i++)
+		held[QUOTA_PAGES][i] = sched_held_pages(sched, SIM_UID + i);
+	for (int kind = 0; kind < _QUOTA_MAX; kind++) {
 		uint64_t sum = 0;
 
-		for (uid_t i = 0; i < SIM_USERS; i++)
-			sum += quota_used(s->server.quota, SIM_UID + i, (enum quota_kind)kind);
+		for (uid_t i = 0; i < SIM_PEOPLE; i++) {
+			uint64_t used =
+				quota_used(s->server.quota, SIM_UID + i, (enum quota_kind)kind);
+
+			sum += used;
+			if (used != held[kind][i])
+				sim_broken(s, "user %u: %llu %s charged, %llu held", i,
+					   (unsigned long long)used, names[kind],
+					   (unsigned long long)held[kind][i]);
+		}
 		if (sum != quota_total(s->server.quota, (enum quota_kind)kind))
 			sim_broken(s, "%llu %s charged to users, %llu in all",
 				   (unsigned long long)sum, names[kind],
 				   (unsigned long long)quota_total(s->server.quota,
 								   (enum quota_kind)kind));
 	}
-	for (uint32_t i = 0; i < s->server.conns.n_alloc; i++) {
-		const struct conn *c = s->server.conns.items[i];
-
-		if (!c)
-			continue;
-		n_requests += c->n_requests;
-		if (c->queued.n + c->sending.n - c->sending_at > CONN_QUEUE_HARD)
-			sim_broken(s, "%zu bytes wait for one connection",
-				   c->queued.n + c->sending.n - c->sending_at);
-		if (c->n_requests > CONN_REQUESTS)
-			sim_broken(s, "%u requests of one connection", c->n_requests);
-	}
-	if (quota_total(s->server.quota, QUOTA_CONNECTIONS) != s->server.conns.n_used)
-		sim_broken(s, "%llu connections charged, %u there",
-			   (unsigned long long)quota_total(s->server.quota, QUOTA_CONNECTIONS),
-			   s->server.conns.n_used);
-	if (quota_total(s->server.quota, QUOTA_REQUESTS) != n_requests)
-		sim_broken(s, "%llu requests charged, %llu there",
-			   (unsigned long long)quota_total(s->server.quota, QUOTA_REQUESTS),
-			   (unsigned long long)n_requests);
 }
 
 /* Nobody is there and nothing runs: nothing may be held. */
@@ -96,12 +139,15 @@ void sim_check(struct sim *s)
 		return;
 	sched_get_stats(model_sched(m), &st);
 	s->count.faults[FAULT_POOL_SHORT] = st.preemptions;
-	if (st.waiting > s->server.cfg.sched_queue || st.running > s->server.cfg.sched_slots)
+	/* Who gave its slot up waits again. */
+	if (st.waiting + st.running > s->server.cfg.sched_queue + s->server.cfg.sched_slots ||
+	    st.running > s->server.cfg.sched_slots)
 		sim_broken(s, "%u waiting, %u running", st.waiting, st.running);
 	if (s->count.events % s->check_every == 0) {
 		s->count.checks++;
 		if (sched_check(model_sched(m), &err) < 0)
 			sim_broken(s, "%s", err.text);
+		check_charges(s, model_sched(m));
 	}
 	if (s->clients_used) {
 		s->quiet_since = UINT64_MAX;
@@ -110,7 +156,6 @@ void sim_check(struct sim *s)
 	if (s->quiet_since == UINT64_MAX)
 		s->quiet_since = s->now;
 	else if (worker_idle(s) && s->quiet_since && s->now > s->quiet_since + CALM_USEC) {
-		check_users(s);
 		check_quiet(s, &st);
 		s->quiet_since = 0; /* once for each calm */
 	}
@@ -120,7 +165,6 @@ void sim_check(struct sim *s)
 
 void sim_check_minute(struct sim *s)
 {
-	check_users(s);
 	clients_check(s);
 	sim_check(s);
 	if (s->now > s->end + LEAVE_USEC) {

@@ -14,12 +14,19 @@
 #include "quota/quota.h"
 
 #define CALLS         4u                /* at once on one connection */
-#define BURST_MAX     40u               /* connections */
+#define BURST_MAX     60u               /* connections */
 #define REQUESTS_MEAN 3u                /* of one connection */
 #define ENDS_USEC     (10 * SIM_MINUTE) /* a request that took longer is lost */
 #define BAD_ENDS_USEC (12 * SIM_SECOND) /* so does a connection that breaks the protocol */
 
-enum client_kind { CLIENT_GOOD, CLIENT_SLOW, CLIENT_HALF, CLIENT_GARBAGE, CLIENT_SILENT };
+enum client_kind {
+	CLIENT_GOOD,
+	CLIENT_SLOW,
+	CLIENT_HALF,
+	CLIENT_GARBAGE,
+	CLIENT_SILENT,
+	CLIENT_ADMIN
+};
 
 struct client {
 	uint32_t index, generation, user;
@@ -33,7 +40,8 @@ struct client {
 	uint64_t next_id, born;
 	uint64_t die_at, stall_at, wake_at; /* 0: never */
 	bool stalled;
-	uint64_t bad_at; /* the protocol was broken then */
+	uint64_t bad_at;    /* the protocol was broken then */
+	bool out_of_memory; /* so the broker said, and ends the connection */
 };
 
 /* ---- coming and going ---- */
@@ -89,6 +97,8 @@ static bool has_call(const struct client *c)
 /* As many as it wants to have running, from what it has left to ask. */
 static void ask(struct sim *s, struct client *c)
 {
+	static const enum call_size sizes[] = {
+		[CLIENT_SLOW] = CALL_FLOOD, [CLIENT_ADMIN] = CALL_VERB};
 	uint32_t n = c->kind == CLIENT_SLOW ? 1 : (uint32_t)sim_between(s, 1, CALLS);
 
 	if (!c->hello || c->bad_at)
@@ -97,7 +107,7 @@ static void ask(struct sim *s, struct client *c)
 		if (!c->calls[i].used) {
 			c->n_todo--;
 			call_init(s, &c->calls[i], c->user,
-				  c->kind == CLIENT_SLOW ? CALL_FLOOD : CALL_ANY);
+				  c->kind < N_ELEMENTS(sizes) ? sizes[c->kind] : CALL_ANY);
 			call_send(s, &c->calls[i], c->link, c->next_id++);
 			if (c->calls[i].due)
 				look_again(s, c, c->calls[i].due);
@@ -145,6 +155,8 @@ static void on_hello(struct sim *s, struct client *c)
 	if (c->hello)
 		sim_broken(s, "Hello was answered twice");
 	c->hello = true;
+	if (c->calls[0].used)
+		call_send(s, &c->calls[0], c->link, c->next_id++); /* inherited */
 	if (c->kind == CLIENT_HALF || c->kind == CLIENT_GARBAGE) {
 		/* Some while requests run: they go with the connection. */
 		if (sim_one_in(s, 2))
@@ -157,7 +169,7 @@ static void on_hello(struct sim *s, struct client *c)
 
 static void on_frame(struct sim *s, struct client *c, const Dsd__ServerFrame *frame)
 {
-	bool lenient = c->kind != CLIENT_GOOD;
+	bool lenient = c->kind != CLIENT_GOOD && c->kind != CLIENT_ADMIN;
 
 	if (frame->msg_case == DSD__SERVER_FRAME__MSG_HELLO) {
 		on_hello(s, c);
@@ -178,9 +190,11 @@ static void on_frame(struct sim *s, struct client *c, const Dsd__ServerFrame *fr
 	}
 	if (frame->msg_case == DSD__SERVER_FRAME__MSG_ERROR && frame->id == 0 && lenient)
 		return;
-	if (frame->msg_case == DSD__SERVER_FRAME__MSG_ERROR && frame->id == 0 && !c->hello &&
-	    frame->error->code == DSD__CODE__CODE_RESOURCE_EXHAUSTED) {
+	if (frame->msg_case == DSD__SERVER_FRAME__MSG_ERROR && frame->id == 0 &&
+	    frame->error->code == DSD__CODE__CODE_RESOURCE_EXHAUSTED &&
+	    (!c->hello || ++s->n_no_memory <= s->count.faults[FAULT_NO_MEMORY])) {
 		s->count.refused++;
+		c->out_of_memory = true;
 		return;
 	}
 	sim_broken(s, "a frame of kind %d for request %llu, which is over", (int)frame->msg_case,
@@ -238,7 +252,7 @@ void client_on_read(struct sim *s, struct client *c)
 	take_frames(s, c);
 	if (!c->used || !link_ended(c->link))
 		return;
-	if (c->kind == CLIENT_GOOD && c->hello)
+	if ((c->kind == CLIENT_GOOD || c->kind == CLIENT_ADMIN) && c->hello && !c->out_of_memory)
 		sim_broken(s, "the broker ended a connection of user %u that did nothing wrong",
 			   c->user);
 	leave(s, c);
@@ -265,6 +279,20 @@ static void cancel(struct sim *s, struct client *c, struct call *call)
 	link_write(s, c->link, data, n);
 }
 
+/* Another connection of the user goes on with one of its requests, if something of one came. */
+static void bequeath(struct sim *s, struct client *c)
+{
+	struct call *heir = NULL;
+
+	for (uint32_t i = 0; i < CALLS && !heir && c->kind == CLIENT_GOOD; i++)
+		if (c->calls[i].used)
+			heir = call_heir(&c->calls[i]);
+	if (!heir)
+		return;
+	s->count.faults[FAULT_CONNECTION_LOST]++;
+	sim_push(s, sim_below(s, SIM_SECOND), (struct entry){.kind = ENTRY_CONNECT, .arg = heir});
+}
+
 void client_on_entry(struct sim *s, uint32_t index, uint32_t generation)
 {
 	struct client *c = index < s->n_clients ? s->clients[index] : NULL;
@@ -273,6 +301,7 @@ void client_on_entry(struct sim *s, uint32_t index, uint32_t generation)
 		return;
 	if (c->die_at && s->now >= c->die_at) {
 		s->count.faults[FAULT_CLIENT_DEATH] += has_call(c);
+		bequeath(s, c);
 		leave(s, c);
 		return;
 	}
@@ -321,7 +350,7 @@ static void say_hello(struct sim *s, struct client *c)
 	link_write(s, c->link, data, n);
 }
 
-void clients_on_connect(struct sim *s)
+void clients_on_connect(struct sim *s, struct call *heir)
 {
 	static const struct {
 		enum client_kind kind;
@@ -332,14 +361,19 @@ void clients_on_connect(struct sim *s)
 		     {CLIENT_SILENT, 300}};
 	struct client *c = take_client(s);
 
-	c->user = (uint32_t)sim_below(s, SIM_USERS);
+	c->user = heir                        ? heir->user
+		  : s->burst_user < SIM_USERS ? s->burst_user
+					      : (uint32_t)sim_below(s, SIM_USERS);
 	c->next_id = sim_between(s, 1, 1000);
 	c->born = s->now;
 	c->n_todo = (uint32_t)sim_between(s, 1, 2 * REQUESTS_MEAN - 1);
-	for (size_t i = 0; i < N_ELEMENTS(kinds) && c->kind == CLIENT_GOOD; i++)
+	for (size_t i = 0; i < N_ELEMENTS(kinds) && c->kind == CLIENT_GOOD && !heir; i++)
 		if (sim_one_in(s, kinds[i].one_in))
 			c->kind = kinds[i].kind;
-	c->link = link_new(s, SIM_UID + c->user, c);
+	if (heir)
+		c->calls[0] = *heir;
+	free(heir);
+	c->link = link_new(s, c->user, c);
 	s->count.connections++;
 	if (c->kind == CLIENT_SILENT) {
 		c->bad_at = s->now;
@@ -362,6 +396,51 @@ void clients_on_connect(struct sim *s)
 	say_hello(s, c);
 }
 
+void clients_on_admin(struct sim *s)
+{
+	struct client *c;
+
+	if (s->now >= s->end)
+		return;
+	c = take_client(s);
+	c->kind = CLIENT_ADMIN;
+	c->user = SIM_ADMIN;
+	c->next_id = sim_between(s, 1, 1000);
+	c->born = s->now;
+	c->n_todo = (uint32_t)sim_between(s, 1, 12);
+	c->link = link_new(s, c->user, c);
+	if (sim_one_in(s, 10)) {
+		c->die_at = s->now + sim_below(s, SIM_SECOND);
+		look_again(s, c, c->die_at);
+	}
+	s->count.connections++;
+	say_hello(s, c);
+	sim_push(s, sim_between(s, SIM_MINUTE / 10, 4 * SIM_MINUTE),
+		 (struct entry){.kind = ENTRY_ADMIN});
+}
+
+struct call *clients_find_call(struct sim *s, uint64_t number)
+{
+	for (uint32_t i = 0; i < s->n_clients; i++)
+		for (uint32_t k = 0; k < CALLS && s->clients[i]->used; k++)
+			if (s->clients[i]->calls[k].used &&
+			    s->clients[i]->calls[k].number == number)
+				return &s->clients[i]->calls[k];
+	return NULL;
+}
+
+struct call *clients_any_call(struct sim *s)
+{
+	for (unsigned tries = 0; tries < 40 && s->n_clients; tries++) {
+		struct client *c = s->clients[sim_below(s, s->n_clients)];
+		struct call *call = &c->calls[sim_below(s, CALLS)];
+
+		if (c->used && call->used && call->number)
+			return call;
+	}
+	return NULL;
+}
+
 void clients_on_burst(struct sim *s)
 {
 	uint64_t n =
@@ -372,6 +451,8 @@ void clients_on_burst(struct sim *s)
 
 	if (s->now >= s->end)
 		return;
+	/* One user at times wants more than its share. */
+	s->burst_user = sim_one_in(s, 10) ? (uint32_t)sim_below(s, SIM_USERS) : SIM_USERS;
 	for (uint64_t i = 0; i < n; i++)
 		sim_push(s, sim_below(s, spread), (struct entry){.kind = ENTRY_CONNECT});
 	sim_push(s, sim_between(s, gap / 2, gap * 3 / 2), (struct entry){.kind = ENTRY_BURST});
@@ -412,7 +493,7 @@ static int learn_domains(struct sim *s)
 	memcpy(cfg.key, s->server.key, sizeof(cfg.key));
 	if (r == 0)
 		r = pool_new(&p, &cfg, NULL);
-	for (uid_t i = 0; i < SIM_USERS && r == 0; i++) {
+	for (uid_t i = 0; i < SIM_PEOPLE && r == 0; i++) {
 		pool_domain(p, SIM_UID + i, s->domains[i]);
 		for (uid_t k = 0; k < i; k++)
 			if (memcmp(s->domains[i], s->domains[k], sizeof(s->domains[i])) == 0)
@@ -423,9 +504,9 @@ static int learn_domains(struct sim *s)
 
 int clients_init(struct sim *s)
 {
-	s->users = calloc(SIM_USERS, sizeof(*s->users));
+	s->users = calloc(SIM_PEOPLE, sizeof(*s->users));
 	assert(s->users);
-	for (uint32_t u = 0; u < SIM_USERS; u++)
+	for (uint32_t u = 0; u < SIM_PEOPLE; u++)
 		for (uint32_t d = 0; d < DOCUMENTS; d++)
 			for (uint32_t i = 0; i < DOCUMENT_BYTES; i++)
 				/* The first document is everybody's: equal words, other pages. */
@@ -433,6 +514,7 @@ int clients_init(struct sim *s)
 					d == 0 && u > 0 ? s->users[0].documents[0][i]
 							: (uint8_t)('a' + sim_below(s, 26));
 	sim_push(s, SIM_SECOND, (struct entry){.kind = ENTRY_BURST});
+	sim_push(s, SIM_SECOND, (struct entry){.kind = ENTRY_ADMIN});
 	sim_push(s, SIM_MINUTE, (struct entry){.kind = ENTRY_MINUTE});
 	return learn_domains(s);
 }

@@ -82,7 +82,31 @@ static uint64_t some_delay(struct sim *s)
 
 /* ---- wires ---- */
 
-struct link *link_new(struct sim *s, uid_t uid, struct client *c)
+/* Connections wait in the listening socket's queue until the broker accepts again. */
+static void push_accept(struct sim *s, bool admin, uint64_t delay_usec, int res)
+{
+	sim_push(s, delay_usec,
+		 (struct entry){
+			 .kind = ENTRY_EVENT,
+			 .index = admin,
+			 .event = {.op = IO_ACCEPT, .res = res, .last = res < 0, .fd = -EBADF}});
+}
+
+static bool on_accept(struct sim *s, const struct entry *e, struct io_event *ev)
+{
+	if (!s->listen[e->index].armed) {
+		if (e->event.res >= 0)
+			push_accept(s, e->index, 20000, e->event.res);
+		return false;
+	}
+	s->listen[e->index].armed = !e->event.last;
+	s->count.faults[FAULT_ACCEPT] += e->event.last;
+	*ev = e->event;
+	ev->tag = s->listen[e->index].tag;
+	return true;
+}
+
+struct link *link_new(struct sim *s, uint32_t user, struct client *c)
 {
 	struct link *l;
 	uint32_t i = 0;
@@ -107,17 +131,14 @@ struct link *link_new(struct sim *s, uid_t uid, struct client *c)
 		.generation = l->generation + 1,
 		.broker_open = true,
 		.client_open = true,
-		.peer = {.uid = uid, .pid = (pid_t)(10000 + s->count.connections % 20000)},
+		.peer = {.uid = SIM_UID + user,
+			 .pid = (pid_t)(10000 + s->count.connections % 20000)},
 		.client = c,
 		.room = (size_t)sim_between(s, 4, 64) << 10,
 	};
-	sim_push(s, some_delay(s),
-		 (struct entry){.kind = ENTRY_EVENT,
-				.index = i,
-				.event = {.tag = s->listen_tag,
-					  .op = IO_ACCEPT,
-					  .res = SIM_LINK_FD + (int)i,
-					  .fd = -EBADF}});
+	if (sim_one_in(s, 500))
+		push_accept(s, user == SIM_ADMIN, 0, -EMFILE);
+	push_accept(s, user == SIM_ADMIN, some_delay(s), SIM_LINK_FD + (int)i);
 	return l;
 }
 
@@ -221,9 +242,9 @@ static int op_accept(struct io *io, int fd, uint64_t tag)
 {
 	struct sim *s = sim_of(io);
 
-	assert(fd == SIM_LISTEN_FD);
-	s->listening = true;
-	s->listen_tag = tag;
+	assert(fd == SIM_LISTEN_FD || fd == SIM_ADMIN_FD);
+	s->listen[fd == SIM_ADMIN_FD].armed = true;
+	s->listen[fd == SIM_ADMIN_FD].tag = tag;
 	return 0;
 }
 
@@ -381,6 +402,18 @@ static void op_random(struct io *io, void *ret, size_t n)
 		((uint8_t *)ret)[i] = (uint8_t)sim_random(sim_of(io));
 }
 
+/* Rarely: what fails is one connection, one request, or a worker's start, and is told so. */
+static void *op_alloc(struct io *io, size_t n)
+{
+	struct sim *s = sim_of(io);
+
+	if (s->now > SIM_MINUTE && sim_one_in(s, 5000)) {
+		s->count.faults[FAULT_NO_MEMORY]++;
+		return NULL;
+	}
+	return io_real_alloc(io, n);
+}
+
 static int op_spawn(struct io *io, const struct io_spawn *what, pid_t *ret_pid)
 {
 	*ret_pid = (pid_t)sim_between(sim_of(io), 2000, 9000);
@@ -479,7 +512,10 @@ static bool take_entry(struct sim *s, const struct entry *e, struct io_event *ev
 		clients_on_burst(s);
 		return false;
 	case ENTRY_CONNECT:
-		clients_on_connect(s);
+		clients_on_connect(s, e->arg);
+		return false;
+	case ENTRY_ADMIN:
+		clients_on_admin(s);
 		return false;
 	case ENTRY_CLIENT:
 		client_on_entry(s, e->index, e->generation);
@@ -500,6 +536,8 @@ static bool take_entry(struct sim *s, const struct entry *e, struct io_event *ev
 		*ev = e->event;
 		return true;
 	case ENTRY_EVENT:
+		if (e->event.op == IO_ACCEPT)
+			return on_accept(s, e, ev);
 		*ev = e->event;
 		return still_watched(s, e);
 	case ENTRY_WORKER:
@@ -564,7 +602,7 @@ static const struct io_ops sim_ops = {
 	.memfd = io_real_memfd,
 	.map = io_real_map,
 	.unmap = io_real_unmap,
-	.alloc = io_real_alloc,
+	.alloc = op_alloc,
 	.spawn = op_spawn,
 	.reap = op_reap,
 	.kill = op_kill,

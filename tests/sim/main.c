@@ -84,9 +84,8 @@ static int learn_vocab(struct sim *s, struct error *err)
 static int configure(struct config *cfg, struct error *err)
 {
 	char size[64];
-	const char *const keys[] = {"sched.slots=12",      "sched.step_tokens=96",
-				    "worker.context=4096", "sched.queue=200",
-				    "conn.max_per_uid=40", size};
+	const char *const keys[] = {"sched.slots=12", "sched.step_tokens=96", "worker.context=4096",
+				    "sched.queue=60", "conn.max_per_uid=40",  size};
 	int r = 0;
 
 	snprintf(size, sizeof(size), "pool.size=%u", POOL_PAGES * 4096);
@@ -114,12 +113,15 @@ static int simulate(struct sim *s, struct error *err)
 	if (r == 0)
 		r = server_listen(&s->server, SIM_LISTEN_FD, false, err);
 	if (r == 0)
+		r = server_listen(&s->server, SIM_ADMIN_FD, true, err);
+	if (r == 0)
 		r = server_run(&s->server, err);
-	/* The number of a wire is nobody's to close for real. */
+	/* The numbers of our sockets are nobody's to close for real. */
 	s->server.n_listeners = 0;
 	server_done(&s->server);
 	worker_free(s);
 	clients_done(s);
+	pages_free(s);
 	vocab_unref(s->vocab);
 	sim_io_done(s);
 	return r;
@@ -129,6 +131,7 @@ static void report(const struct sim *s, double days, double seconds)
 {
 	static const char *const faults[_FAULT_MAX] = {
 		[FAULT_CLIENT_DEATH] = "client_death",
+		[FAULT_CONNECTION_LOST] = "connection_lost",
 		[FAULT_SLOW_READER] = "slow_reader",
 		[FAULT_HALF_FRAME] = "half_frame",
 		[FAULT_GARBAGE] = "garbage",
@@ -136,8 +139,37 @@ static void report(const struct sim *s, double days, double seconds)
 		[FAULT_DEADLINE] = "deadline",
 		[FAULT_WORKER_DEATH] = "worker_death",
 		[FAULT_WORKER_DEATH_LOADING] = "worker_death_loading",
+		[FAULT_KILLER] = "killer",
 		[FAULT_WORKER_SLOW] = "worker_slow",
+		[FAULT_WORKER_LIES] = "worker_lies",
+		[FAULT_STEP_REFUSED] = "step_refused",
+		[FAULT_NO_NUMBERS] = "no_numbers",
+		[FAULT_ACCEPT] = "accept_failed",
+		[FAULT_NO_MEMORY] = "no_memory",
 		[FAULT_POOL_SHORT] = "pool_short",
+	};
+	static const char *const acts[_ACT_MAX] = {
+		[ACT_GENERATE] = "generate",
+		[ACT_CHAT] = "chat",
+		[ACT_CHOICES] = "choices",
+		[ACT_LOGPROBS] = "logprobs",
+		[ACT_ECHO] = "echo",
+		[ACT_ECHO_LOGPROBS] = "echo_logprobs",
+		[ACT_STOP] = "stop",
+		[ACT_RESUME] = "resume",
+		[ACT_REUSE] = "reuse",
+		[ACT_SCORE] = "score",
+		[ACT_TOKENIZE] = "tokenize",
+		[ACT_DETOKENIZE] = "detokenize",
+		[ACT_LIST] = "list",
+		[ACT_STATS] = "stats",
+		[ACT_MODELS] = "models",
+		[ACT_CANCEL_NUMBER] = "cancel_number",
+		[ACT_FORBIDDEN] = "forbidden",
+		[ACT_PUBLISH] = "publish",
+		[ACT_UNPUBLISH] = "unpublish",
+		[ACT_EVICT] = "evict",
+		[ACT_FIND_SHARED] = "find_shared",
 	};
 	const struct counts *c = &s->count;
 
@@ -154,6 +186,9 @@ static void report(const struct sim *s, double days, double seconds)
 	printf("figure:");
 	for (int i = 0; i < _FAULT_MAX; i++)
 		printf(" %s=%llu", faults[i], (unsigned long long)c->faults[i]);
+	printf("\nfigure:");
+	for (int i = 0; i < _ACT_MAX; i++)
+		printf(" %s=%llu", acts[i], (unsigned long long)c->acts[i]);
 	printf("\nfigure: checks=%llu quiet=%llu broken=%llu seconds=%.2f rate=%.0f hash=%016llx\n",
 	       (unsigned long long)c->checks, (unsigned long long)c->quiet,
 	       (unsigned long long)c->broken, seconds, days * 86400 / seconds,
@@ -166,6 +201,7 @@ int main(int argc, char **argv)
 						{"days", required_argument, NULL, 'd'},
 						{"requests-per-day", required_argument, NULL, 'r'},
 						{"check-every", required_argument, NULL, 'c'},
+						{"stop-early", no_argument, NULL, 'e'},
 						{"verbose", no_argument, NULL, 'v'},
 						{}};
 	_cleanup_(freep) struct sim *s = calloc(1, sizeof(*s));
@@ -191,6 +227,9 @@ int main(int argc, char **argv)
 			break;
 		case 'c':
 			s->check_every = (uint32_t)strtoul(optarg, NULL, 10);
+			break;
+		case 'e':
+			s->stop_early = true;
 			break;
 		case 'v':
 			s->verbose = true;

@@ -5,7 +5,9 @@
  *   io.c      the seam: clock, agenda, wires with short reads and short sends, late and reordered answers
  *   worker.c  the process at the other end of the channel: the fake engine, slow, killed, torn
  *   client.c  connections of 8 users and their misbehaviour;  call.c  one request and what it must get
+ *   verbs.c   what an administrator does, and what users ask about themselves
  *   oracle.c  what the fake model must say, computed a second time
+ *   pages.c   what every page holds, as it was seen written
  *   check.c   what must hold between any two events
  *
  * The world moves inside io_wait(): the agenda's next entry is taken, actors act, and what concerns the
@@ -19,16 +21,25 @@
 #include "broker/server.h"
 
 #define SIM_USERS     8u
+#define SIM_ADMIN     SIM_USERS /* comes after them */
+#define SIM_PEOPLE    (SIM_USERS + 1)
 #define SIM_UID       1000u     /* the first */
 #define SIM_LINK_FD   (1 << 24) /* descriptors of wires: no real one is so high */
 #define SIM_LISTEN_FD (SIM_LINK_FD - 1)
+#define SIM_ADMIN_FD  (SIM_LINK_FD - 2)
 #define SIM_SECOND    UINT64_C(1000000)
 #define SIM_MINUTE    (60 * SIM_SECOND)
 #define SIM_DAY       (86400 * SIM_SECOND)
 #define SIM_EVENT_MAX 8u /* broker events of one io_wait() */
 #define SIM_PIECE     8192u
+/* Values of top_k, which means nothing to the fake model: */
+#define SIM_ANY_PATH 4242u /* the request said reuse_generated */
+#define SIM_KILLER   6666u /* a step with rows of it kills the worker */
 
+struct call;
 struct client;
+struct engine_step;
+struct pages;
 struct user;
 struct vocab;
 struct worker;
@@ -36,6 +47,7 @@ struct worker;
 /* What went wrong on purpose, how often. */
 enum fault {
 	FAULT_CLIENT_DEATH,
+	FAULT_CONNECTION_LOST, /* and its request goes on on another one */
 	FAULT_SLOW_READER,
 	FAULT_HALF_FRAME,
 	FAULT_GARBAGE,
@@ -43,21 +55,54 @@ enum fault {
 	FAULT_DEADLINE,
 	FAULT_WORKER_DEATH,
 	FAULT_WORKER_DEATH_LOADING,
+	FAULT_KILLER, /* a request that kills workers */
 	FAULT_WORKER_SLOW,
+	FAULT_WORKER_LIES, /* a result that cannot be: it must go */
+	FAULT_STEP_REFUSED,
+	FAULT_NO_NUMBERS, /* logits that are none cost one request */
+	FAULT_ACCEPT,     /* no descriptor is left for a while */
+	FAULT_NO_MEMORY,
 	FAULT_POOL_SHORT, /* a running sequence lost its pages: as the scheduler counts */
 	_FAULT_MAX
+};
+
+/* What was asked for and came as it should. */
+enum act {
+	ACT_GENERATE,
+	ACT_CHAT,
+	ACT_CHOICES,
+	ACT_LOGPROBS,
+	ACT_ECHO,
+	ACT_ECHO_LOGPROBS,
+	ACT_STOP,
+	ACT_RESUME,
+	ACT_REUSE,
+	ACT_SCORE,
+	ACT_TOKENIZE,
+	ACT_DETOKENIZE,
+	ACT_LIST,
+	ACT_STATS,
+	ACT_MODELS,
+	ACT_CANCEL_NUMBER,
+	ACT_FORBIDDEN, /* a verb of the other socket was refused */
+	ACT_PUBLISH,
+	ACT_UNPUBLISH,
+	ACT_EVICT,
+	ACT_FIND_SHARED, /* a prompt began with a published prefix */
+	_ACT_MAX
 };
 
 struct counts {
 	uint64_t events, entries, connections, requests, tokens, scored, resumed, retried, refused,
 		cached, prompt, steps, checks, quiet;
-	uint64_t faults[_FAULT_MAX];
+	uint64_t faults[_FAULT_MAX], acts[_ACT_MAX];
 	uint64_t broken;
 };
 
 enum entry_kind {
 	ENTRY_BURST,   /* more connections come */
 	ENTRY_CONNECT, /* one of them */
+	ENTRY_ADMIN,   /* an administrator comes */
 	ENTRY_CLIENT,  /* a client does the next thing */
 	ENTRY_READ,    /* a client reads */
 	ENTRY_RECV,    /* bytes reach the broker */
@@ -110,8 +155,11 @@ struct sim {
 	struct io io;
 	uint64_t seed, rng, now, end, hash, n_order;
 	uint32_t requests_per_day, check_every;
-	bool verbose, listening, over;
-	uint64_t listen_tag;
+	bool verbose, stop_early, over;
+	struct {
+		bool armed;
+		uint64_t tag;
+	} listen[2]; /* users, administrators */
 	struct server server;
 	struct counts count;
 
@@ -123,12 +171,17 @@ struct sim {
 	uint8_t (*pieces)[SIM_PIECE]; /* [SIM_EVENT_MAX]: what events point to */
 
 	struct worker *worker;
+	struct pages *pages;
 	struct client **clients;
 	uint32_t n_clients, clients_alloc, clients_used;
 	struct vocab *vocab; /* the fake model's, for prompts */
-	uint8_t domains[SIM_USERS][16];
-	struct user *users; /* [SIM_USERS]: what their prompts begin with */
+	uint8_t domains[SIM_PEOPLE][16];
+	struct user *users; /* [SIM_PEOPLE]: what their prompts begin with */
 	uint64_t quiet_since;
+	uint64_t n_deaths;     /* of workers */
+	uint64_t n_no_memory;  /* connections that were ended for want of it */
+	uint32_t burst_user;   /* whose connections come; SIM_USERS: anybody's */
+	uint64_t n_no_numbers; /* requests that were told so */
 };
 
 /* ---- io.c ---- */
@@ -141,7 +194,7 @@ void sim_poll_event(struct sim *s, enum tag_class class, uint64_t delay_usec);
 /** sim_note() - into the hash. */
 void sim_note(struct sim *s, const void *data, size_t n);
 
-struct link *link_new(struct sim *s, uid_t uid, struct client *c);
+struct link *link_new(struct sim *s, uint32_t user, struct client *c);
 struct link *link_get(struct sim *s, uint32_t index, uint32_t generation);
 /** link_write() - the client sends; nothing is lost, pieces come when they come. */
 void link_write(struct sim *s, struct link *l, const void *data, size_t n);
@@ -181,11 +234,23 @@ void worker_on_entry(struct sim *s, uint32_t generation);
 void worker_on_death(struct sim *s, uint32_t generation);
 bool worker_idle(const struct sim *s);
 
+/* ---- pages.c ---- */
+void pages_attach(struct sim *s, uint32_t n_pages, uint64_t stride);
+void pages_free(struct sim *s);
+/** pages_on_step() - the worker is about to compute @step on @pool. */
+void pages_on_step(struct sim *s, const struct engine_step *step, const uint8_t *pool);
+
 /* ---- client.c ---- */
 int clients_init(struct sim *s);
 void clients_done(struct sim *s);
 void clients_on_burst(struct sim *s);
-void clients_on_connect(struct sim *s);
+/** clients_on_connect() - @heir: NULL, or a request whose connection was lost; freed. */
+void clients_on_connect(struct sim *s, struct call *heir);
+void clients_on_admin(struct sim *s);
+/** clients_find_call() - the running request of that number, NULL: no client knows of it. */
+struct call *clients_find_call(struct sim *s, uint64_t number);
+/** clients_any_call() - some running request whose number its client knows; NULL: none was met. */
+struct call *clients_any_call(struct sim *s);
 void client_on_entry(struct sim *s, uint32_t index, uint32_t generation);
 void client_on_read(struct sim *s, struct client *c);
 /** clients_check() - requests that should have ended long ago. */

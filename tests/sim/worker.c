@@ -2,7 +2,8 @@
 /* The worker process: the real control messages, the real checks of steps and the fake engine, on the
  * simulated clock. A step is read when it begins and computed when it begins or ends, so that a page
  * given away in between shows. It dies as processes die: between two instructions, with some rows of a
- * step written, one of them half. */
+ * step written, one of them half. Now and then it refuses a step, has no numbers for a row, or answers
+ * what cannot be. */
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
@@ -23,11 +24,15 @@
 #include "worker/fake.h"
 #include "worker/serve.h"
 
-#define STEP_USEC  6000u
-#define ROW_USEC   400u
-#define DEATH_MEAN (8 * SIM_MINUTE)
-#define SLOW_MEAN  (20 * SIM_MINUTE)
+#define STEP_USEC    6000u
+#define ROW_USEC     400u
+#define DEATH_MEAN   (8 * SIM_MINUTE)
+#define SLOW_MEAN    (20 * SIM_MINUTE)
+#define ODD_MEAN     (15 * SIM_MINUTE)
+#define STEPS_QUEUED 2u                /* that the broker posts before it sees a result */
+#define LIE_ENDS     (SIM_SECOND / 10) /* after which a liar must be gone */
 
+enum odd { ODD_LIE, ODD_REFUSE, ODD_NO_NUMBERS };
 enum phase { PHASE_NONE, PHASE_LOAD, PHASE_CHANNEL, PHASE_SERVE, PHASE_DEAD };
 
 struct worker {
@@ -38,9 +43,12 @@ struct worker {
 	struct serve serve;
 	struct batch *batch;
 	struct channel_result_row *rows;
-	uint32_t head, tail;
+	uint32_t head, tail, step_index;
 	bool busy, computed;
 	uint64_t slow_until, next_death, next_slow;
+	uint64_t next_odd[3]; /* by enum odd */
+	uint64_t lied_at;     /* 0: not yet */
+	uint32_t excused;     /* steps posted before this one may stand on one that was refused */
 	struct engine_step step;
 	uint64_t usec;
 	struct channel_result result;
@@ -53,6 +61,8 @@ int worker_new(struct sim *s)
 		return -ENOMEM;
 	s->worker->control = -EBADF;
 	s->worker->serve = SERVE_NULL;
+	for (size_t i = 0; i < N_ELEMENTS(s->worker->next_odd); i++)
+		s->worker->next_odd[i] = sim_between(s, SIM_MINUTE, 2 * ODD_MEAN);
 	return 0;
 }
 
@@ -98,6 +108,7 @@ int worker_spawn(struct sim *s, int control)
 	w->generation++;
 	w->next_death = around(s, DEATH_MEAN);
 	w->next_slow = around(s, SLOW_MEAN);
+	w->lied_at = 0;
 	again(s, sim_between(s, 2000, 50000), ENTRY_WORKER);
 	return pidfd;
 }
@@ -107,6 +118,7 @@ static void die(struct sim *s, int status)
 	struct worker *w = s->worker;
 
 	let_go(w);
+	s->n_deaths++;
 	w->phase = PHASE_DEAD;
 	w->status = status;
 	/* The socket's end and the process's, in any order. */
@@ -196,7 +208,9 @@ static int open_channel(struct sim *s, struct control_in *in, struct error *err)
 	w->rows = calloc(w->serve.shape.max_rows, sizeof(*w->rows));
 	if (r == 0 && !w->rows)
 		r = -ENOMEM;
-	w->head = atomic_load(&h->steps.head);
+	if (r == 0)
+		pages_attach(s, w->serve.n_pages, w->engine.limits.geometry.stride);
+	w->head = w->excused = atomic_load(&h->steps.head);
 	w->tail = atomic_load(&h->results.tail);
 	if (r == 0)
 		r = control_send_text(w->control, CONTROL_READY, "", 0, 0, err);
@@ -247,6 +261,17 @@ static void load(struct sim *s)
 
 /* ---- steps ---- */
 
+/* A step that the worker does not take. It is the broker's fault unless another was refused before. */
+static void refuse(struct sim *s, const struct error *err)
+{
+	struct worker *w = s->worker;
+
+	if ((int32_t)(w->step_index - w->excused) >= 0)
+		sim_broken(s, "step %llu: %s", (unsigned long long)w->step.seq, err->text);
+	w->result.status = CHANNEL_BAD_STEP;
+	w->computed = true;
+}
+
 static void compute(struct sim *s)
 {
 	struct worker *w = s->worker;
@@ -255,8 +280,7 @@ static void compute(struct sim *s)
 
 	w->computed = true;
 	if (r < 0) {
-		sim_broken(s, "step %llu: %s", (unsigned long long)w->step.seq, err.text);
-		w->result.status = CHANNEL_BAD_STEP;
+		refuse(s, &err);
 		return;
 	}
 	for (uint32_t i = 0; i < w->step.n_wants; i++)
@@ -313,6 +337,14 @@ void worker_on_death(struct sim *s, uint32_t generation)
 	die(s, sim_one_in(s, 4) ? 1 : 128 + SIGKILL);
 }
 
+static bool holds_killer(const struct engine_step *step)
+{
+	for (uint32_t i = 0; i < step->n_sequences; i++)
+		if (step->sequences[i].params->top_k == SIM_KILLER)
+			return true;
+	return false;
+}
+
 static void begin(struct sim *s)
 {
 	struct worker *w = s->worker;
@@ -324,12 +356,13 @@ static void begin(struct sim *s)
 	w->result = (struct channel_result){.seq = w->step.seq, .status = CHANNEL_OK};
 	w->busy = true;
 	w->computed = false;
+	w->step_index = w->head;
 	if (r < 0) {
-		sim_broken(s, "step %llu: %s", (unsigned long long)w->step.seq, err.text);
-		w->result.status = CHANNEL_BAD_STEP;
-		w->computed = true;
-	} else if (sim_one_in(s, 2)) {
-		compute(s);
+		refuse(s, &err);
+	} else {
+		pages_on_step(s, &w->step, w->serve.pool);
+		if (sim_one_in(s, 2))
+			compute(s);
 	}
 	atomic_store_explicit(&h->steps.head, ++w->head, memory_order_release);
 	if (s->now >= w->next_slow) {
@@ -341,11 +374,48 @@ static void begin(struct sim *s)
 	w->usec = sim_between(s, w->usec / 2, w->usec * 3 / 2);
 	if (s->now < w->slow_until)
 		w->usec *= 20;
-	if (s->now >= w->next_death) {
+	if (s->now >= w->next_death || (r == 0 && holds_killer(&w->step))) {
 		w->next_death = UINT64_MAX;
-		again(s, sim_below(s, w->usec * 5 / 4), ENTRY_DEATH);
+		again(s, sim_below(s, w->usec * (holds_killer(&w->step) ? 3 : 5) / 4), ENTRY_DEATH);
 	}
 	again(s, w->usec, ENTRY_WORKER);
+}
+
+static bool odd(struct sim *s, enum odd what, enum fault fault)
+{
+	if (s->now < s->worker->next_odd[what])
+		return false;
+	s->worker->next_odd[what] = around(s, ODD_MEAN);
+	s->count.faults[fault]++;
+	return true;
+}
+
+/* Something that an honest worker would not say. */
+static void lie(struct sim *s)
+{
+	struct worker *w = s->worker;
+	struct channel_result_row *row = &w->rows[sim_below(s, MAX(w->result.n_rows, 1u))];
+
+	w->lied_at = s->now;
+	switch (sim_below(s, w->result.n_rows ? 6 : 3)) {
+	case 0:
+		w->result.seq += sim_one_in(s, 2) ? 1 : sim_random(s);
+		break;
+	case 1:
+		w->result.n_rows += 1 + (uint32_t)sim_below(s, 100);
+		break;
+	case 2:
+		w->result.status = _CHANNEL_STATUS_MAX;
+		break;
+	case 3:
+		row->slot = w->serve.shape.n_slots + (uint32_t)sim_below(s, 2) * 1000000;
+		break;
+	case 4:
+		row->token = FAKE_VOCAB;
+		break;
+	default:
+		row->n_top = CHANNEL_TOP_MAX + 1;
+	}
 }
 
 static void end(struct sim *s)
@@ -353,14 +423,28 @@ static void end(struct sim *s)
 	struct worker *w = s->worker;
 	struct channel_header *h = w->serve.channel;
 	struct channel_result *out = channel_result(w->serve.channel, &w->serve.shape, w->tail);
+	uint32_t n_rows;
 
-	if (!w->computed)
+	if (!w->computed && odd(s, ODD_REFUSE, FAULT_STEP_REFUSED)) {
+		w->result.status = CHANNEL_BAD_STEP;
+	} else if (!w->computed) {
 		compute(s);
-	w->result.n_rows = w->result.status == CHANNEL_OK ? w->step.n_wants : 0;
+	}
+	if (w->result.status == CHANNEL_BAD_STEP)
+		w->excused = w->step_index + STEPS_QUEUED;
+	n_rows = w->result.n_rows = w->result.status == CHANNEL_OK ? w->step.n_wants : 0;
+	if (n_rows && odd(s, ODD_NO_NUMBERS, FAULT_NO_NUMBERS)) {
+		struct channel_result_row *row = &w->rows[sim_below(s, n_rows)];
+
+		row->token = CHANNEL_NO_TOKEN;
+		row->n_top = 0;
+	} else if (w->result.status == CHANNEL_OK && odd(s, ODD_LIE, FAULT_WORKER_LIES)) {
+		lie(s);
+	}
 	w->result.usec = w->usec;
 	*out = w->result;
-	memcpy(channel_result_rows(out), w->rows, sizeof(*w->rows) * w->result.n_rows);
-	sim_note(s, w->rows, sizeof(*w->rows) * w->result.n_rows);
+	memcpy(channel_result_rows(out), w->rows, sizeof(*w->rows) * n_rows);
+	sim_note(s, w->rows, sizeof(*w->rows) * n_rows);
 	atomic_store(&h->results.tail, ++w->tail);
 	w->busy = false;
 	sim_poll_event(s, TAG_WORKER_RESULT, sim_below(s, 100));
@@ -371,7 +455,11 @@ void worker_look(struct sim *s)
 	struct worker *w = s->worker;
 	struct channel_header *h;
 
-	if (w->phase != PHASE_SERVE || w->busy)
+	if (w->lied_at && s->now > w->lied_at + LIE_ENDS && w->phase == PHASE_SERVE) {
+		sim_broken(s, "a worker that answered what cannot be is still there");
+		w->lied_at = 0;
+	}
+	if (w->phase != PHASE_SERVE || w->busy || w->lied_at)
 		return;
 	h = w->serve.channel;
 	if (atomic_load_explicit(&h->steps.tail, memory_order_acquire) == w->head) {

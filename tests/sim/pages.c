@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What every page holds, as the world saw it written: whose rows, computed on which path. The fake model
+ * says the same on both paths and cannot see what a page held before; a page that comes with another
+ * user's text still in it, or with rows that another path computed, shows here. */
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "layout/page.h"
+#include "sim.h"
+#include "worker/engine.h"
+
+enum path {
+	PATH_NONE,
+	PATH_PROMPT,
+	PATH_GENERATED,
+	PATH_MIXED /* on top of rows of another path, which its request allowed */
+};
+
+struct page_seen {
+	bool used;
+	uint8_t domain[16];
+	uint8_t path[PAGE_TOKENS];
+};
+
+struct slot_seen {
+	uint64_t generation;
+	bool mixed;
+};
+
+struct pages {
+	uint32_t n_pages;
+	uint64_t stride;
+	struct page_seen *seen;
+	struct slot_seen slots[CHANNEL_SLOTS_MAX];
+};
+
+void pages_attach(struct sim *s, uint32_t n_pages, uint64_t stride)
+{
+	if (!s->pages) {
+		s->pages = calloc(1, sizeof(*s->pages));
+		assert(s->pages);
+		s->pages->seen = calloc(n_pages, sizeof(*s->pages->seen));
+		assert(s->pages->seen);
+		s->pages->n_pages = n_pages;
+		s->pages->stride = stride;
+	}
+	/* A new worker's slots begin anew, the pool is the same. */
+	memset(s->pages->slots, 0, sizeof(s->pages->slots));
+	if (s->pages->n_pages != n_pages)
+		sim_broken(s, "a pool of %u pages, then one of %u", s->pages->n_pages, n_pages);
+}
+
+void pages_free(struct sim *s)
+{
+	if (s->pages)
+		free(s->pages->seen);
+	free(TAKE_PTR(s->pages));
+}
+
+static bool is_zero(const uint8_t *p, size_t n)
+{
+	return p[0] == 0 && memcmp(p, p + 1, n - 1) == 0;
+}
+
+/* What it finds in place of computing it. */
+static void check_found(struct sim *s, const struct engine_sequence *q, uint32_t n_found)
+{
+	struct slot_seen *slot = &s->pages->slots[q->slot];
+
+	slot->mixed = false;
+	for (uint32_t i = 0; i < n_found; i++) {
+		const struct page_seen *page = &s->pages->seen[q->pages[i / PAGE_TOKENS]];
+		bool shared = i < q->n_shared;
+		enum path want = i < q->params->n_prompt ? PATH_PROMPT : PATH_GENERATED;
+
+		if (memcmp(page->domain, shared ? q->shared_domain : q->domain, 16) != 0) {
+			sim_broken(s, "slot %u: page %u of position %u is another one's", q->slot,
+				   q->pages[i / PAGE_TOKENS], i);
+			return;
+		}
+		if (page->path[i % PAGE_TOKENS] == want)
+			continue;
+		if (q->params->top_k != SIM_ANY_PATH) {
+			sim_broken(s, "slot %u: position %u was computed on path %u, want %u",
+				   q->slot, i, page->path[i % PAGE_TOKENS], want);
+			return;
+		}
+		slot->mixed = true;
+	}
+	s->count.acts[ACT_FIND_SHARED] += q->n_shared > 0;
+}
+
+static void note_row(struct sim *s, const struct engine_sequence *q, uint32_t position,
+		     bool generated, const uint8_t *pool)
+{
+	page_id id = q->pages[position / PAGE_TOKENS];
+	struct page_seen *page = &s->pages->seen[id];
+	enum path path = generated ? PATH_GENERATED : PATH_PROMPT;
+
+	if (position < q->n_shared)
+		sim_broken(s, "slot %u: position %u of a published prefix is written", q->slot,
+			   position);
+	if (generated != (position >= q->params->n_prompt))
+		sim_broken(s, "slot %u: position %u of a prompt of %u tokens on the wrong path",
+			   q->slot, position, q->params->n_prompt);
+	if (!page->used || memcmp(page->domain, q->domain, 16) != 0) {
+		if (position % PAGE_TOKENS != 0 ||
+		    !is_zero(pool + id * s->pages->stride, s->pages->stride))
+			sim_broken(s, "slot %u: page %u comes with what another one left in it",
+				   q->slot, id);
+		*page = (struct page_seen){.used = true};
+		memcpy(page->domain, q->domain, 16);
+	}
+	page->path[position % PAGE_TOKENS] = s->pages->slots[q->slot].mixed ? PATH_MIXED : path;
+}
+
+void pages_on_step(struct sim *s, const struct engine_step *step, const uint8_t *pool)
+{
+	const struct k_segment *g = step->k.segments;
+
+	for (uint32_t i = 0; i < step->n_sequences; i++) {
+		const struct engine_sequence *q = &step->sequences[i];
+		struct slot_seen *slot = &s->pages->slots[q->slot];
+
+		if (slot->generation != q->generation)
+			check_found(s, q, step->k.positions[q->first_row]);
+		slot->generation = q->generation;
+		for (uint32_t k = q->first_row; k < q->first_row + q->n_rows; k++) {
+			while (k >= g->first_row + g->n_rows)
+				g++;
+			note_row(s, q, step->k.positions[k], g->generated, pool);
+		}
+	}
+}
