@@ -247,7 +247,9 @@ void model_set_state(struct model *m, Dsd__State state, const char *reason)
 			  reason);
 		process_kill(&m->worker);
 		selftest_stop(&m->selftest);
-		if (m->sched)
+		if (m->sched && m->retry_usec)
+			sched_fail_unsuspected(m->sched);
+		else if (m->sched)
 			sched_fail_all(m->sched);
 		/* It was to be added or to take another's place, and is not good for that. */
 		m->leaving |= m->coming;

@@ -695,6 +695,17 @@ void sched_requeue_all(struct sched *s)
 		seq_yield(s->running.last); /* to the front: age stays the order */
 }
 
+void sched_fail_unsuspected(struct sched *s)
+{
+	assert(s->running.n == 0 && s->n_posted == s->n_taken);
+	s->in_callbacks = true;
+	for (struct seq *q = s->waiting.first; q; q = q->next)
+		if (!q->done && q->n_deaths == 0)
+			seq_finish(q, SEQ_END_FAILED);
+	s->in_callbacks = false;
+	sweep(s);
+}
+
 void sched_fail_all(struct sched *s)
 {
 	forget_steps(s);

@@ -9,8 +9,8 @@
  * again, finds what it sealed in the index, and computes the same bits for the rest, since a row's path
  * depends on its position alone: below n_prompt it is a prompt row.
  *
- * Thread: broker. Callbacks run inside sched_take_results(), sched_requeue_all() and sched_fail_all(); a
- * callback may cancel any sequence, its own too, and submit new ones. */
+ * Thread: broker. Callbacks run inside sched_take_results(), sched_requeue_all() and
+ * sched_fail_*(); a callback may cancel any sequence, its own too, and submit new ones. */
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -137,6 +137,12 @@ int sched_take_results(struct sched *s, struct error *err);
  * rows, so that one that kills a second worker is known (SEQ_END_QUARANTINED) and nobody dies with it.
  */
 void sched_requeue_all(struct sched *s);
+/**
+ * sched_fail_unsuspected() - after sched_requeue_all(): whoever is not suspected ends with SEQ_END_FAILED
+ *
+ * A suspect that ended too would be sent again as somebody new, and kill workers for ever.
+ */
+void sched_fail_unsuspected(struct sched *s);
 /** sched_fail_all() - every sequence ends with SEQ_END_FAILED. No worker may run any more. */
 void sched_fail_all(struct sched *s);
 

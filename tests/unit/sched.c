@@ -680,6 +680,29 @@ static void who_kills_two_workers_is_quarantined_alone(void **state)
 	rig_free(r);
 }
 
+static void a_suspect_is_not_let_go_as_somebody_new(void **state)
+{
+	struct rig *r = rig_new(&roomy);
+	struct rig_seq q[2];
+
+	(void)state;
+	assert_int_equal(rig_submit(r, &q[0], 1, 0, 100, 20), 0);
+	sched_run(r->sched);
+	assert_true(rig_next_step_holds(r, &q[0], 0));
+	sched_requeue_all(r->sched);
+	assert_int_equal(rig_submit(r, &q[1], 1, 1, 100, 20), 0);
+	sched_fail_unsuspected(r->sched);
+	assert_int_equal(q[1].why, SEQ_END_FAILED);
+	assert_true(!q[0].ended);
+	rig_new_worker(r);
+	sched_run(r->sched);
+	assert_true(rig_next_step_holds(r, &q[0], 0));
+	sched_requeue_all(r->sched);
+	assert_true(q[0].ended);
+	assert_int_equal(q[0].why, SEQ_END_QUARANTINED);
+	rig_free(r);
+}
+
 static void without_a_worker_sequences_wait(void **state)
 {
 	struct rig *r = rig_new(&roomy);
@@ -849,6 +872,7 @@ int main(void)
 		cmocka_unit_test(dead_worker_fails_all_and_a_new_one_serves),
 		cmocka_unit_test(a_new_worker_goes_on_where_the_dead_one_was),
 		cmocka_unit_test(who_kills_two_workers_is_quarantined_alone),
+		cmocka_unit_test(a_suspect_is_not_let_go_as_somebody_new),
 		cmocka_unit_test(without_a_worker_sequences_wait),
 		cmocka_unit_test(rows_of_others_are_never_answered),
 		cmocka_unit_test(random_operations_keep_every_invariant),
