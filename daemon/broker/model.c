@@ -656,6 +656,9 @@ void model_on_pid(struct model *m)
 	m->phase = PHASE_OFF;
 	if (s->stopping)
 		return;
+	/* Before anybody is told of the state: another worker comes, so they may ask again. */
+	if (!m->leaving || model_in_use(m))
+		retry_later(m);
 	if (died_often) {
 		snprintf(reason, sizeof(reason),
 			 "%u workers died within a minute, and it is tried on: %s",
@@ -664,8 +667,6 @@ void model_on_pid(struct model *m)
 	} else if (m->state == DSD__STATE__STATE_READY) {
 		model_set_state(m, DSD__STATE__STATE_LOADING, "");
 	}
-	if (!m->leaving || model_in_use(m))
-		retry_later(m);
 }
 
 /* Whoever asks next loads it again; what is cached stays. */
