@@ -237,8 +237,9 @@ bool worker_idle(const struct sim *s);
 /* ---- pages.c ---- */
 void pages_attach(struct sim *s, uint32_t n_pages, uint64_t stride);
 void pages_free(struct sim *s);
-/** pages_on_step() - the worker is about to compute @step on @pool. */
-void pages_on_step(struct sim *s, const struct engine_step *step, const uint8_t *pool);
+/** pages_on_step() - the worker is about to compute @step on @pool. @excused: it stands on a refused one. */
+void pages_on_step(struct sim *s, const struct engine_step *step, const uint8_t *pool,
+		   bool excused);
 
 /* ---- client.c ---- */
 int clients_init(struct sim *s);

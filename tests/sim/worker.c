@@ -261,12 +261,17 @@ static void load(struct sim *s)
 
 /* ---- steps ---- */
 
+static bool is_excused(const struct worker *w)
+{
+	return (int32_t)(w->step_index - w->excused) < 0;
+}
+
 /* A step that the worker does not take. It is the broker's fault unless another was refused before. */
 static void refuse(struct sim *s, const struct error *err)
 {
 	struct worker *w = s->worker;
 
-	if ((int32_t)(w->step_index - w->excused) >= 0)
+	if (!is_excused(w))
 		sim_broken(s, "step %llu: %s", (unsigned long long)w->step.seq, err->text);
 	w->result.status = CHANNEL_BAD_STEP;
 	w->computed = true;
@@ -360,7 +365,7 @@ static void begin(struct sim *s)
 	if (r < 0) {
 		refuse(s, &err);
 	} else {
-		pages_on_step(s, &w->step, w->serve.pool);
+		pages_on_step(s, &w->step, w->serve.pool, is_excused(w));
 		if (sim_one_in(s, 2))
 			compute(s);
 	}
