@@ -695,28 +695,32 @@ void sched_requeue_all(struct sched *s)
 		seq_yield(s->running.last); /* to the front: age stays the order */
 }
 
+static void fail(struct sched *s, bool suspects)
+{
+	bool nested = s->in_callbacks; /* then whoever called back removes them, when its steps are back */
+
+	s->in_callbacks = true;
+	for (struct seq *q = s->running.first; q; q = q->next)
+		if (!q->done && (suspects || q->n_deaths == 0))
+			seq_finish(q, SEQ_END_FAILED);
+	for (struct seq *q = s->waiting.first; q; q = q->next)
+		if (!q->done && (suspects || q->n_deaths == 0))
+			seq_finish(q, SEQ_END_FAILED);
+	s->in_callbacks = nested;
+	if (!nested)
+		sweep(s);
+}
+
 void sched_fail_unsuspected(struct sched *s)
 {
-	assert(s->running.n == 0 && s->n_posted == s->n_taken);
-	s->in_callbacks = true;
-	for (struct seq *q = s->waiting.first; q; q = q->next)
-		if (!q->done && q->n_deaths == 0)
-			seq_finish(q, SEQ_END_FAILED);
-	s->in_callbacks = false;
-	sweep(s);
+	fail(s, false);
 }
 
 void sched_fail_all(struct sched *s)
 {
-	forget_steps(s);
-	while (s->running.first || s->waiting.first) {
-		struct seq *q = s->running.first ?: s->waiting.first;
-
-		if (q->done)
-			seq_remove(q);
-		else
-			seq_finish(q, SEQ_END_FAILED);
-	}
+	if (!s->in_callbacks)
+		forget_steps(s);
+	fail(s, true);
 }
 
 uint32_t sched_n_pages(const struct sched *s)
