@@ -97,6 +97,9 @@ void rpc_load(struct conn *c, const Dsd__ClientFrame *frame)
 		r = error_set(&err, -EINVAL,
 			      "a model \"%s\" is loaded: dsctl reload loads its files anew",
 			      cfg->models[0].name);
+	if (r == 0 && model_is_coming(c->server, cfg->models[0].name))
+		r = error_set(&err, -EINVAL, "a model \"%s\" is being loaded already",
+			      cfg->models[0].name);
 	if (r == 0)
 		r = model_add(c->server, &cfg->models[0], NULL, false, &m, &err);
 	if (r < 0) {

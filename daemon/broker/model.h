@@ -64,6 +64,8 @@ void model_unpark(struct model *m, struct request *r); /* @r goes: out of either
  */
 int model_add(struct server *s, const struct config_model *cfg, struct model *replaces, bool drain,
 	      struct model **ret, struct error *err);
+/** model_is_coming() - one of that name is being loaded, and takes nobody's place. */
+bool model_is_coming(const struct server *s, const char *name);
 /** model_reload() - load its files anew; *ret: the one to wait for, which may be on its way already. */
 int model_reload(struct model *m, bool drain, struct model **ret, struct error *err);
 /** model_leave() - hidden from now on; goes when its requests have ended. */

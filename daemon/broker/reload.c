@@ -60,6 +60,17 @@ static struct model *model_coming(const struct model *m)
 	return NULL;
 }
 
+bool model_is_coming(const struct server *s, const char *name)
+{
+	for (uint32_t i = 0; i < s->n_models; i++) {
+		const struct model *m = s->models[i];
+
+		if (m->coming && !m->leaving && !m->replaces && strcmp(m->cfg.name, name) == 0)
+			return true;
+	}
+	return false;
+}
+
 static uint64_t file_bytes(const char *path)
 {
 	uint64_t sum = 0;
