@@ -10,6 +10,7 @@
 #include "worker/fake.h"
 
 #define ATTEMPTS_MAX 50u
+#define CANCEL_ENDS  (2 * SIM_SECOND) /* what was said before has come by then */
 
 /* ---- thinking of one ---- */
 
@@ -104,7 +105,7 @@ static void think_sampling(struct sim *s, struct call *c)
 		think_stops(s, c);
 	if (c->reuse)
 		p->top_k = SIM_ANY_PATH;
-	if (sim_one_in(s, 5000)) {
+	if (sim_one_in(s, 2500)) {
 		p->top_k = SIM_KILLER;
 		c->n = 1;
 		s->count.faults[FAULT_KILLER]++;
@@ -375,7 +376,7 @@ void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id)
 	c->since = s->now;
 	c->due = 0;
 	c->waiting = c->cancelling = c->cancelled = false;
-	c->number = 0;
+	c->number = c->cancel_at = 0;
 	c->deaths = s->n_deaths;
 	c->attempts++;
 	if (c->kind >= CALL_LIST) {
@@ -657,6 +658,10 @@ static void on_error(struct sim *s, struct call *c, const Dsd__Error *e, bool le
 		if (right && !c->cancelling && !lacks_nothing(c))
 			try_again(s, c, e);
 		break;
+	case DSD__CODE__CODE_NOT_FOUND:
+	case DSD__CODE__CODE_MODEL_INVALID:
+		right |= s->now < s->absent_until;
+		break;
 	case DSD__CODE__CODE_MODEL_FAULT:
 		/* Two workers died in a step of it, or its logits were none. */
 		right |= s->n_deaths >= c->deaths + 2 ||
@@ -684,6 +689,9 @@ bool call_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame,
 {
 	if (c->kind >= CALL_LIST)
 		return verb_on_frame(s, c, frame);
+	if (c->cancel_at && s->now > c->cancel_at + CANCEL_ENDS && !lenient)
+		sim_broken(s, "request %llu: speaks long after it was cancelled",
+			   (unsigned long long)c->id);
 	switch (frame->msg_case) {
 	case DSD__SERVER_FRAME__MSG_STARTED:
 		on_started(s, c, frame->started);

@@ -33,6 +33,11 @@ enum call_kind {
 	CALL_PUBLISH,
 	CALL_UNPUBLISH,
 	CALL_EVICT,
+	CALL_RELOAD,
+	CALL_DRAIN,
+	CALL_UNDRAIN,
+	CALL_UNLOAD,
+	CALL_LOAD,
 	CALL_OTHERS /* a user's, on the administrative socket */
 };
 enum call_form { FORM_TEXT, FORM_CHAT, FORM_IDS };
@@ -73,9 +78,11 @@ struct call {
 	uint32_t n_came;     /* ids or bytes of a reply in parts */
 	uint64_t since, due; /* sent; to be sent again, cancelled: 0: nothing is due */
 	uint32_t attempts;
+	uint64_t cancel_at;    /* when its client cancelled it; 0: it has not */
 	uint64_t number;       /* the daemon's, from Started; 0: not known */
 	bool cancelled;        /* the daemon said that it cancelled it: no other end is right */
 	uint64_t target;       /* of a cancel */
+	bool drain;            /* of a reload: the old one goes first */
 	bool admin, forbidden; /* through which socket; it is not for this one */
 	uint64_t deaths;       /* of workers, when it was sent */
 };

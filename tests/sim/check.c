@@ -16,7 +16,7 @@
 
 #define BROKEN_TOLD 20u
 /* Sequences pause at the soft limit; replies to small questions and a step's last words still come. */
-#define CONN_QUEUE_MOST (CONN_QUEUE_SOFT + (512u << 10))
+#define CONN_QUEUE_MOST (CONN_QUEUE_SOFT + (128u << 10))
 #define LEAVE_USEC      (30 * SIM_MINUTE) /* after the last burst nobody stays longer */
 #define LATE_USEC       (SIM_SECOND / 10) /* what is due is done by then */
 #define CALM_USEC       (2 * SIM_SECOND) /* after which nothing may be held for those who are gone */
@@ -74,11 +74,22 @@ static void check_requests(struct sim *s, uint64_t bytes[SIM_PEOPLE])
 	}
 }
 
-/* What is charged to each is what each holds, and all of it together is the total. */
-static void check_charges(struct sim *s, const struct sched *sched)
+static uint64_t held_pages(const struct sim *s, uid_t uid)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < s->server.n_models; i++)
+		if (model_sched(s->server.models[i]))
+			n += sched_held_pages(model_sched(s->server.models[i]), uid);
+	return n;
+}
+
+/* What is charged to each is what each holds, and all of it together is the total. The last one is root,
+ * whom a self-test is charged to. */
+static void check_charges(struct sim *s)
 {
 	static const char *const names[_QUOTA_MAX] = {"connections", "requests", "pages", "bytes"};
-	uint64_t held[_QUOTA_MAX][SIM_PEOPLE] = {};
+	uint64_t held[_QUOTA_MAX][SIM_PEOPLE + 1] = {};
 
 	check_conns(s, held[QUOTA_REQUESTS]);
 	check_requests(s, held[QUOTA_BYTES]);
@@ -88,14 +99,15 @@ static void check_charges(struct sim *s, const struct sched *sched)
 		if (c)
 			held[QUOTA_CONNECTIONS][c->uid - SIM_UID]++;
 	}
-	for (uid_t i = 0; i < SIM_PEOPLE; i++)
-		held[QUOTA_PAGES][i] = sched_held_pages(sched, SIM_UID + i);
+	for (uid_t i = 0; i <= SIM_PEOPLE; i++)
+		held[QUOTA_PAGES][i] = held_pages(s, i < SIM_PEOPLE ? SIM_UID + i : 0);
 	for (int kind = 0; kind < _QUOTA_MAX; kind++) {
 		uint64_t sum = 0;
 
-		for (uid_t i = 0; i < SIM_PEOPLE; i++) {
+		for (uid_t i = 0; i <= SIM_PEOPLE; i++) {
 			uint64_t used =
-				quota_used(s->server.quota, SIM_UID + i, (enum quota_kind)kind);
+				quota_used(s->server.quota, i < SIM_PEOPLE ? SIM_UID + i : 0,
+					   (enum quota_kind)kind);
 
 			sum += used;
 			if (used != held[kind][i])
@@ -129,34 +141,52 @@ static void check_quiet(struct sim *s, const struct sched_stats *st)
 				   kind);
 }
 
-void sim_check(struct sim *s)
+static void check_model(struct sim *s, const struct model *m, struct sched_stats *sum)
 {
-	struct model *m = s->server.n_models ? s->server.models[0] : NULL;
 	struct sched_stats st = {};
 	struct error err = {};
 
-	if (!m || !model_sched(m))
+	if (!model_sched(m))
 		return;
 	sched_get_stats(model_sched(m), &st);
-	s->count.faults[FAULT_POOL_SHORT] = st.preemptions;
 	/* Who gave its slot up waits again. */
 	if (st.waiting + st.running > s->server.cfg.sched_queue + s->server.cfg.sched_slots ||
 	    st.running > s->server.cfg.sched_slots)
 		sim_broken(s, "%u waiting, %u running", st.waiting, st.running);
-	if (s->count.events % s->check_every == 0) {
-		s->count.checks++;
-		if (sched_check(model_sched(m), &err) < 0)
-			sim_broken(s, "%s", err.text);
-		check_charges(s, model_sched(m));
-	}
+	if (sched_check(model_sched(m), &err) < 0)
+		sim_broken(s, "%s", err.text);
+	sum->preemptions += st.preemptions;
+	sum->running += st.running;
+	sum->waiting += st.waiting;
+}
+
+/* Only while one model serves and nothing else is on its way. */
+static bool is_calm(const struct sim *s)
+{
+	return workers_idle(s) && s->server.n_models == 1 &&
+	       model_state(s->server.models[0]) == DSD__STATE__STATE_READY;
+}
+
+void sim_check(struct sim *s)
+{
+	struct sched_stats sum = {};
+
+	for (uint32_t i = 0; i < s->server.n_models; i++)
+		check_model(s, s->server.models[i], &sum);
+	check_charges(s);
+	s->count.checks++;
+	/* A model that was unloaded takes its count with it. */
+	if (sum.preemptions > s->n_preemptions)
+		s->count.faults[FAULT_POOL_SHORT] += sum.preemptions - s->n_preemptions;
+	s->n_preemptions = sum.preemptions;
 	if (s->clients_used) {
 		s->quiet_since = UINT64_MAX;
 		return;
 	}
 	if (s->quiet_since == UINT64_MAX)
 		s->quiet_since = s->now;
-	else if (worker_idle(s) && s->quiet_since && s->now > s->quiet_since + CALM_USEC) {
-		check_quiet(s, &st);
+	else if (is_calm(s) && s->quiet_since && s->now > s->quiet_since + CALM_USEC) {
+		check_quiet(s, &sum);
 		s->quiet_since = 0; /* once for each calm */
 	}
 	if (s->quiet_since == 0 && s->now >= s->end)
@@ -166,6 +196,11 @@ void sim_check(struct sim *s)
 void sim_check_minute(struct sim *s)
 {
 	clients_check(s);
+	/* Two deaths each; one more where the model was unloaded in between. */
+	if (s->n_killed > 3 * s->count.faults[FAULT_KILLER])
+		sim_broken(s, "%llu requests have killed %llu workers",
+			   (unsigned long long)s->count.faults[FAULT_KILLER],
+			   (unsigned long long)s->n_killed);
 	sim_check(s);
 	if (s->now > s->end + LEAVE_USEC) {
 		sim_broken(s, "%u clients and their sequences do not come to an end",

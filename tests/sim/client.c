@@ -269,6 +269,7 @@ static void cancel(struct sim *s, struct client *c, struct call *call)
 
 	call->due = 0;
 	call->cancelling = true;
+	call->cancel_at = s->now;
 	s->count.faults[FAULT_CANCEL]++;
 	m.target = call->id;
 	frame.id = c->next_id++;
@@ -396,11 +397,11 @@ void clients_on_connect(struct sim *s, struct call *heir)
 	say_hello(s, c);
 }
 
-void clients_on_admin(struct sim *s)
+void clients_on_admin(struct sim *s, bool again)
 {
 	struct client *c;
 
-	if (s->now >= s->end)
+	if (s->now >= s->end && !s->drained && !s->unloaded)
 		return;
 	c = take_client(s);
 	c->kind = CLIENT_ADMIN;
@@ -415,8 +416,9 @@ void clients_on_admin(struct sim *s)
 	}
 	s->count.connections++;
 	say_hello(s, c);
-	sim_push(s, sim_between(s, SIM_MINUTE / 10, 4 * SIM_MINUTE),
-		 (struct entry){.kind = ENTRY_ADMIN});
+	if (again)
+		sim_push(s, sim_between(s, SIM_MINUTE / 10, 4 * SIM_MINUTE),
+			 (struct entry){.kind = ENTRY_ADMIN});
 }
 
 struct call *clients_find_call(struct sim *s, uint64_t number)

@@ -14,6 +14,8 @@
 #include "base/io_real.h"
 #include "sim.h"
 
+#define SPINS_MAX 1000u
+
 static struct sim *sim_of(struct io *io)
 {
 	return (struct sim *)io;
@@ -422,15 +424,13 @@ static int op_spawn(struct io *io, const struct io_spawn *what, pid_t *ret_pid)
 
 static int op_reap(struct io *io, int pidfd, int *ret_status)
 {
-	(void)pidfd;
-	return worker_reap(sim_of(io), ret_status) ? 0 : -EAGAIN;
+	return worker_reap(sim_of(io), pidfd, ret_status) ? 0 : -EAGAIN;
 }
 
 static void op_kill(struct io *io, int pidfd, int signal)
 {
-	(void)pidfd;
 	(void)signal;
-	worker_kill(sim_of(io));
+	worker_kill(sim_of(io), pidfd);
 }
 
 /* ---- the world moves ---- */
@@ -515,7 +515,7 @@ static bool take_entry(struct sim *s, const struct entry *e, struct io_event *ev
 		clients_on_connect(s, e->arg);
 		return false;
 	case ENTRY_ADMIN:
-		clients_on_admin(s);
+		clients_on_admin(s, e->index == 0);
 		return false;
 	case ENTRY_CLIENT:
 		client_on_entry(s, e->index, e->generation);
@@ -541,10 +541,10 @@ static bool take_entry(struct sim *s, const struct entry *e, struct io_event *ev
 		*ev = e->event;
 		return still_watched(s, e);
 	case ENTRY_WORKER:
-		worker_on_entry(s, e->generation);
+		worker_on_entry(s, e->index, e->generation);
 		return false;
 	case ENTRY_DEATH:
-		worker_on_death(s, e->generation);
+		worker_on_death(s, e->index, e->generation);
 		return false;
 	case ENTRY_MINUTE:
 		sim_check_minute(s);
@@ -565,12 +565,18 @@ static int op_wait(struct io *io, struct io_event *ret, unsigned max, uint64_t d
 	while (n < want) {
 		struct entry e;
 
-		worker_look(s);
+		workers_look(s);
 		if (s->over)
 			return (int)n;
 		if (s->n_agenda == 0 || s->agenda[0].at > until) {
-			if (n == 0 && until != UINT64_MAX)
+			if (n == 0 && until != UINT64_MAX) {
+				s->n_spins = until > s->now ? 0 : s->n_spins + 1;
 				s->now = MAX(s->now, until);
+			}
+			if (s->n_spins == SPINS_MAX) {
+				sim_broken(s, "the broker spins: what it waits for is past");
+				s->now += SIM_SECOND;
+			}
 			return (int)n;
 		}
 		e = agenda_pop(s);

@@ -23,39 +23,40 @@ struct page_seen {
 	uint8_t path[PAGE_TOKENS];
 };
 
-struct slot_seen {
-	uint64_t generation;
-	bool mixed;
-};
-
 struct pages {
+	struct pages *next;
+	uint64_t pool;
 	uint32_t n_pages;
 	uint64_t stride;
-	struct page_seen *seen;
-	struct slot_seen slots[CHANNEL_SLOTS_MAX];
+	struct page_seen seen[];
 };
 
-void pages_attach(struct sim *s, uint32_t n_pages, uint64_t stride)
+struct pages *pages_of(struct sim *s, uint64_t pool, uint32_t n_pages, uint64_t stride)
 {
-	if (!s->pages) {
-		s->pages = calloc(1, sizeof(*s->pages));
-		assert(s->pages);
-		s->pages->seen = calloc(n_pages, sizeof(*s->pages->seen));
-		assert(s->pages->seen);
-		s->pages->n_pages = n_pages;
-		s->pages->stride = stride;
+	struct pages *p = s->pages;
+
+	while (p && p->pool != pool)
+		p = p->next;
+	if (!p) {
+		p = calloc(1, sizeof(*p) + n_pages * sizeof(p->seen[0]));
+		assert(p);
+		*p = (struct pages){
+			.next = s->pages, .pool = pool, .n_pages = n_pages, .stride = stride};
+		s->pages = p;
 	}
-	/* A new worker's slots begin anew, the pool is the same. */
-	memset(s->pages->slots, 0, sizeof(s->pages->slots));
-	if (s->pages->n_pages != n_pages)
-		sim_broken(s, "a pool of %u pages, then one of %u", s->pages->n_pages, n_pages);
+	if (p->n_pages != n_pages)
+		sim_broken(s, "a pool of %u pages, then one of %u", p->n_pages, n_pages);
+	return p;
 }
 
 void pages_free(struct sim *s)
 {
-	if (s->pages)
-		free(s->pages->seen);
-	free(TAKE_PTR(s->pages));
+	struct pages *p;
+
+	while ((p = s->pages)) {
+		s->pages = p->next;
+		free(p);
+	}
 }
 
 static bool is_zero(const uint8_t *p, size_t n)
@@ -64,13 +65,12 @@ static bool is_zero(const uint8_t *p, size_t n)
 }
 
 /* What it finds in place of computing it. */
-static void check_found(struct sim *s, const struct engine_sequence *q, uint32_t n_found)
+static void check_found(struct sim *s, const struct pages *p, struct slot_seen *slot,
+			const struct engine_sequence *q, uint32_t n_found)
 {
-	struct slot_seen *slot = &s->pages->slots[q->slot];
-
 	slot->mixed = false;
 	for (uint32_t i = 0; i < n_found; i++) {
-		const struct page_seen *page = &s->pages->seen[q->pages[i / PAGE_TOKENS]];
+		const struct page_seen *page = &p->seen[q->pages[i / PAGE_TOKENS]];
 		bool shared = i < q->n_shared;
 		enum path want = i < q->params->n_prompt ? PATH_PROMPT : PATH_GENERATED;
 
@@ -91,11 +91,11 @@ static void check_found(struct sim *s, const struct engine_sequence *q, uint32_t
 	s->count.acts[ACT_FIND_SHARED] += q->n_shared > 0;
 }
 
-static void check_row(struct sim *s, const struct engine_sequence *q, uint32_t position,
-		      bool generated, const uint8_t *pool)
+static void check_row(struct sim *s, const struct pages *p, const struct engine_sequence *q,
+		      uint32_t position, bool generated, const uint8_t *pool)
 {
 	page_id id = q->pages[position / PAGE_TOKENS];
-	const struct page_seen *page = &s->pages->seen[id];
+	const struct page_seen *page = &p->seen[id];
 
 	if (position < q->n_shared)
 		sim_broken(s, "slot %u: position %u of a published prefix is written", q->slot,
@@ -104,42 +104,42 @@ static void check_row(struct sim *s, const struct engine_sequence *q, uint32_t p
 		sim_broken(s, "slot %u: position %u of a prompt of %u tokens on the wrong path",
 			   q->slot, position, q->params->n_prompt);
 	if (memcmp(page->domain, q->domain, 16) != 0 &&
-	    (position % PAGE_TOKENS != 0 ||
-	     !is_zero(pool + id * s->pages->stride, s->pages->stride)))
+	    (position % PAGE_TOKENS != 0 || !is_zero(pool + id * p->stride, p->stride)))
 		sim_broken(s, "slot %u: page %u comes with what another one left in it", q->slot,
 			   id);
 }
 
-static void note_row(struct sim *s, const struct engine_sequence *q, uint32_t position,
-		     bool generated)
+static void note_row(struct pages *p, const struct slot_seen *slot, const struct engine_sequence *q,
+		     uint32_t position, bool generated)
 {
-	struct page_seen *page = &s->pages->seen[q->pages[position / PAGE_TOKENS]];
+	struct page_seen *page = &p->seen[q->pages[position / PAGE_TOKENS]];
 	enum path path = generated ? PATH_GENERATED : PATH_PROMPT;
 
 	if (memcmp(page->domain, q->domain, 16) != 0) {
 		*page = (struct page_seen){};
 		memcpy(page->domain, q->domain, 16);
 	}
-	page->path[position % PAGE_TOKENS] = s->pages->slots[q->slot].mixed ? PATH_MIXED : path;
+	page->path[position % PAGE_TOKENS] = slot->mixed ? PATH_MIXED : path;
 }
 
-void pages_on_step(struct sim *s, const struct engine_step *step, const uint8_t *pool, bool excused)
+void pages_on_step(struct sim *s, struct pages *p, struct slot_seen *slots,
+		   const struct engine_step *step, const uint8_t *pool, bool excused)
 {
 	const struct k_segment *g = step->k.segments;
 
 	for (uint32_t i = 0; i < step->n_sequences; i++) {
 		const struct engine_sequence *q = &step->sequences[i];
-		struct slot_seen *slot = &s->pages->slots[q->slot];
+		struct slot_seen *slot = &slots[q->slot];
 
 		if (slot->generation != q->generation && !excused)
-			check_found(s, q, step->k.positions[q->first_row]);
+			check_found(s, p, slot, q, step->k.positions[q->first_row]);
 		slot->generation = q->generation;
 		for (uint32_t k = q->first_row; k < q->first_row + q->n_rows; k++) {
 			while (k >= g->first_row + g->n_rows)
 				g++;
 			if (!excused)
-				check_row(s, q, step->k.positions[k], g->generated, pool);
-			note_row(s, q, step->k.positions[k], g->generated);
+				check_row(s, p, q, step->k.positions[k], g->generated, pool);
+			note_row(p, slot, q, step->k.positions[k], g->generated);
 		}
 	}
 }

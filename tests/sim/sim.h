@@ -42,7 +42,7 @@ struct engine_step;
 struct pages;
 struct user;
 struct vocab;
-struct worker;
+struct workers;
 
 /* What went wrong on purpose, how often. */
 enum fault {
@@ -88,6 +88,10 @@ enum act {
 	ACT_PUBLISH,
 	ACT_UNPUBLISH,
 	ACT_EVICT,
+	ACT_RELOAD,
+	ACT_DRAIN,
+	ACT_UNLOAD,
+	ACT_LOAD,
 	ACT_FIND_SHARED, /* a prompt began with a published prefix */
 	_ACT_MAX
 };
@@ -154,7 +158,7 @@ struct poll {
 struct sim {
 	struct io io;
 	uint64_t seed, rng, now, end, hash, n_order;
-	uint32_t requests_per_day, check_every;
+	uint32_t requests_per_day;
 	bool verbose, stop_early, over;
 	struct {
 		bool armed;
@@ -167,21 +171,28 @@ struct sim {
 	size_t n_agenda, agenda_alloc;
 	struct link **links;
 	uint32_t n_links, links_alloc;
-	struct poll polls[16];
+	struct poll polls[64];
 	uint8_t (*pieces)[SIM_PIECE]; /* [SIM_EVENT_MAX]: what events point to */
 
-	struct worker *worker;
-	struct pages *pages;
+	struct workers *workers;
+	struct pages *pages; /* of every pool there was */
 	struct client **clients;
 	uint32_t n_clients, clients_alloc, clients_used;
 	struct vocab *vocab; /* the fake model's, for prompts */
 	uint8_t domains[SIM_PEOPLE][16];
 	struct user *users; /* [SIM_PEOPLE]: what their prompts begin with */
 	uint64_t quiet_since;
-	uint64_t n_deaths;     /* of workers */
-	uint64_t n_no_memory;  /* connections that were ended for want of it */
-	uint32_t burst_user;   /* whose connections come; SIM_USERS: anybody's */
-	uint64_t n_no_numbers; /* requests that were told so */
+	/* What an administrator has begun and another one, if need be, undoes. */
+	bool drained, unloaded;
+	uint64_t absent_until;  /* a request may be told that the model is not there */
+	uint64_t renewed_until; /* one that has no worker yet may stand in its place */
+	uint32_t n_spins;       /* waits that had nothing to wait for, one after the other */
+	uint64_t n_deaths;      /* of workers */
+	uint64_t n_preemptions; /* of all models there are */
+	uint64_t n_killed;      /* workers, by requests that kill */
+	uint64_t n_no_memory;   /* connections that were ended for want of it */
+	uint32_t burst_user;    /* whose connections come; SIM_USERS: anybody's */
+	uint64_t n_no_numbers;  /* requests that were told so */
 };
 
 /* ---- io.c ---- */
@@ -223,23 +234,29 @@ static inline uint64_t sim_between(struct sim *s, uint64_t a, uint64_t b)
 }
 
 /* ---- worker.c ---- */
-int worker_new(struct sim *s);
-void worker_free(struct sim *s);
+int workers_new(struct sim *s);
+void workers_free(struct sim *s);
 int worker_spawn(struct sim *s, int control);
-void worker_kill(struct sim *s);
-bool worker_reap(struct sim *s, int *ret_status);
-/** worker_look() - has the broker posted a step? */
-void worker_look(struct sim *s);
-void worker_on_entry(struct sim *s, uint32_t generation);
-void worker_on_death(struct sim *s, uint32_t generation);
-bool worker_idle(const struct sim *s);
+void worker_kill(struct sim *s, int pidfd);
+bool worker_reap(struct sim *s, int pidfd, int *ret_status);
+/** workers_look() - has the broker posted a step? */
+void workers_look(struct sim *s);
+void worker_on_entry(struct sim *s, uint32_t index, uint32_t generation);
+void worker_on_death(struct sim *s, uint32_t index, uint32_t generation);
+bool workers_idle(const struct sim *s);
 
 /* ---- pages.c ---- */
-void pages_attach(struct sim *s, uint32_t n_pages, uint64_t stride);
+/* What a worker has seen of a slot. */
+struct slot_seen {
+	uint64_t generation;
+	bool mixed; /* its sequence stands on rows of another path */
+};
+/** pages_of() - of the pool with that inode, which is new if it was never seen. */
+struct pages *pages_of(struct sim *s, uint64_t pool, uint32_t n_pages, uint64_t stride);
 void pages_free(struct sim *s);
-/** pages_on_step() - the worker is about to compute @step on @pool. @excused: it stands on a refused one. */
-void pages_on_step(struct sim *s, const struct engine_step *step, const uint8_t *pool,
-		   bool excused);
+/** pages_on_step() - a worker is about to compute @step on @pool. @excused: it stands on a refused one. */
+void pages_on_step(struct sim *s, struct pages *p, struct slot_seen *slots,
+		   const struct engine_step *step, const uint8_t *pool, bool excused);
 
 /* ---- client.c ---- */
 int clients_init(struct sim *s);
@@ -247,7 +264,8 @@ void clients_done(struct sim *s);
 void clients_on_burst(struct sim *s);
 /** clients_on_connect() - @heir: NULL, or a request whose connection was lost; freed. */
 void clients_on_connect(struct sim *s, struct call *heir);
-void clients_on_admin(struct sim *s);
+/** clients_on_admin() - @again: others come after this one. */
+void clients_on_admin(struct sim *s, bool again);
 /** clients_find_call() - the running request of that number, NULL: no client knows of it. */
 struct call *clients_find_call(struct sim *s, uint64_t number);
 /** clients_any_call() - some running request whose number its client knows; NULL: none was met. */

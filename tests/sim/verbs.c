@@ -12,7 +12,8 @@
 #include "layout/page.h"
 #include "worker/fake.h"
 
-#define NAMES 3u /* of published prefixes */
+#define NAMES       3u                /* of published prefixes */
+#define ABSENT_ENDS (10 * SIM_SECOND) /* after a load what was said before it has come */
 
 /* A beginning of the document that all users have. */
 static void think_prefix(struct sim *s, struct call *c)
@@ -46,21 +47,72 @@ void verb_init(struct sim *s, struct call *c)
 {
 	static const enum call_kind users[] = {CALL_LIST, CALL_STATS, CALL_MODELS,
 					       CALL_CANCEL_NUMBER, CALL_CANCEL_NUMBER};
-	static const enum call_kind admins[] = {CALL_LIST,    CALL_STATS,     CALL_MODELS,
-						CALL_PUBLISH, CALL_PUBLISH,   CALL_PUBLISH,
-						CALL_EVICT,   CALL_UNPUBLISH, CALL_CANCEL_NUMBER};
+	static const enum call_kind admins[] = {
+		CALL_LIST,    CALL_STATS, CALL_MODELS,    CALL_PUBLISH,       CALL_PUBLISH,
+		CALL_PUBLISH, CALL_EVICT, CALL_UNPUBLISH, CALL_CANCEL_NUMBER, CALL_RELOAD};
 
 	c->kind = c->admin ? admins[sim_below(s, N_ELEMENTS(admins))]
 			   : users[sim_below(s, N_ELEMENTS(users))];
+	if (c->admin && sim_one_in(s, 60))
+		c->kind = sim_one_in(s, 2) ? CALL_DRAIN : CALL_UNLOAD;
+	if (c->admin && (s->drained || s->unloaded))
+		c->kind = s->unloaded ? CALL_LOAD : CALL_UNDRAIN;
+	c->drain = sim_one_in(s, 4);
 	/* The tables of the two sockets are two: not even root publishes on the users' one. */
-	if (sim_one_in(s, 20)) {
+	if (sim_one_in(s, 20) && !s->drained && !s->unloaded) {
 		c->forbidden = true;
 		c->kind = c->admin ? CALL_OTHERS
-				   : (enum call_kind)sim_between(s, CALL_PUBLISH, CALL_EVICT);
+				   : (enum call_kind)sim_between(s, CALL_PUBLISH, CALL_LOAD);
 	}
 	if (c->kind == CALL_PUBLISH)
 		think_prefix(s, c);
 	s->count.requests++;
+}
+
+/* Somebody must end what this one begins, should it go meanwhile. */
+static void call_for_another(struct sim *s)
+{
+	sim_push(s, sim_between(s, SIM_SECOND, 10 * SIM_SECOND),
+		 (struct entry){.kind = ENTRY_ADMIN, .index = 1});
+}
+
+static void fill_model_verb(struct sim *s, struct call *c, Dsd__ClientFrame *frame,
+			    Dsd__Reload *reload, Dsd__Drain *drain, Dsd__Unload *unload,
+			    Dsd__Load *load)
+{
+	switch (c->kind) {
+	case CALL_RELOAD:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_RELOAD;
+		frame->reload = reload;
+		reload->has_drain = reload->drain = c->drain;
+		if (c->drain && !c->forbidden)
+			s->renewed_until = s->now + 10 * SIM_MINUTE;
+		break;
+	case CALL_DRAIN:
+	case CALL_UNDRAIN:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_DRAIN;
+		frame->drain = drain;
+		drain->has_undo = drain->undo = c->kind == CALL_UNDRAIN;
+		if (!c->forbidden)
+			s->drained = c->kind == CALL_DRAIN;
+		break;
+	case CALL_UNLOAD:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_UNLOAD;
+		frame->unload = unload;
+		unload->model = (char *)"fake";
+		if (!c->forbidden) {
+			s->unloaded = true;
+			s->drained = false;
+			s->absent_until = UINT64_MAX;
+		}
+		break;
+	default:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_LOAD;
+		frame->load = load;
+		load->path = (char *)"fake";
+	}
+	if (!c->forbidden && (s->drained || s->unloaded))
+		call_for_another(s);
 }
 
 void verb_send(struct sim *s, struct call *c, struct link *l)
@@ -74,6 +126,10 @@ void verb_send(struct sim *s, struct call *c, struct link *l)
 	Dsd__Unpublish unpublish = DSD__UNPUBLISH__INIT;
 	Dsd__Evict evict = DSD__EVICT__INIT;
 	Dsd__Detokenize detokenize = DSD__DETOKENIZE__INIT;
+	Dsd__Reload reload = DSD__RELOAD__INIT;
+	Dsd__Drain drain = DSD__DRAIN__INIT;
+	Dsd__Unload unload = DSD__UNLOAD__INIT;
+	Dsd__Load load = DSD__LOAD__INIT;
 	Dsd__Ids ids = DSD__IDS__INIT;
 	char name[16];
 
@@ -119,9 +175,12 @@ void verb_send(struct sim *s, struct call *c, struct link *l)
 		frame.msg_case = DSD__CLIENT_FRAME__MSG_UNPUBLISH;
 		frame.unpublish = &unpublish;
 		break;
-	default:
+	case CALL_EVICT:
 		frame.msg_case = DSD__CLIENT_FRAME__MSG_EVICT;
 		frame.evict = &evict;
+		break;
+	default:
+		fill_model_verb(s, c, &frame, &reload, &drain, &unload, &load);
 	}
 	call_send_frame(s, l, c->id, &frame);
 }
@@ -136,10 +195,10 @@ static bool is_right_list(const struct call *c, const Dsd__ListReply *list)
 
 static bool is_right_stats(struct sim *s, const Dsd__StatsReply *st)
 {
-	bool right = st->n_models == 1 && st->connections <= s->server.cfg.conn_max;
-
-	if (!right)
+	if (st->connections > s->server.cfg.conn_max || st->n_models > 1)
 		return false;
+	if (st->n_models == 0)
+		return s->now < s->absent_until;
 	return st->models[0]->pages_used <= st->models[0]->pages_total &&
 	       st->models[0]->running <= s->server.cfg.sched_slots &&
 	       st->models[0]->waiting <= s->server.cfg.sched_queue + s->server.cfg.sched_slots;
@@ -165,28 +224,68 @@ static bool on_ack(struct sim *s, struct call *c, const Dsd__Ack *ack)
 	case CALL_EVICT:
 		s->count.acts[ACT_EVICT]++;
 		return true;
+	case CALL_RELOAD:
+		s->count.acts[ACT_RELOAD]++;
+		return true;
+	case CALL_DRAIN:
+		s->count.acts[ACT_DRAIN]++;
+		return true;
+	case CALL_UNDRAIN:
+		return true;
+	case CALL_UNLOAD:
+		s->count.acts[ACT_UNLOAD]++;
+		return true;
+	case CALL_LOAD:
+		s->count.acts[ACT_LOAD]++;
+		s->unloaded = false;
+		s->absent_until = s->now + ABSENT_ENDS;
+		return true;
 	default:
 		return false;
 	}
 }
 
+/* A model that was coming did not come: a worker died, refused a step or had no numbers. */
+static bool may_fail(const struct sim *s, const struct call *c)
+{
+	return c->kind >= CALL_RELOAD && c->kind <= CALL_LOAD &&
+	       (s->n_deaths > c->deaths || s->now < s->absent_until ||
+		s->count.faults[FAULT_STEP_REFUSED] || s->count.faults[FAULT_NO_NUMBERS]);
+}
+
 static bool on_refusal(struct sim *s, const struct call *c, const Dsd__Error *e)
 {
+	/* It is still not there, or not the same any more. */
+	if (!c->forbidden && c->kind == CALL_LOAD)
+		call_for_another(s);
 	switch (e->code) {
 	case DSD__CODE__CODE_UNIMPLEMENTED:
 		s->count.acts[ACT_FORBIDDEN] += c->forbidden;
 		return c->forbidden;
 	case DSD__CODE__CODE_NOT_FOUND:
-		return c->kind == CALL_CANCEL_NUMBER || c->kind == CALL_UNPUBLISH;
+		return c->kind == CALL_CANCEL_NUMBER || c->kind == CALL_UNPUBLISH ||
+		       s->now < s->absent_until;
 	case DSD__CODE__CODE_INVALID_ARGUMENT:
-		return c->kind == CALL_PUBLISH && c->doomed_input;
+		if (c->kind != CALL_LOAD)
+			return c->kind == CALL_PUBLISH && c->doomed_input;
+		/* Another administrator was faster, or is about to be. */
+		if (server_find_model(&s->server, "fake")) {
+			s->unloaded = false;
+			s->absent_until = s->now + ABSENT_ENDS;
+		}
+		return true;
 	case DSD__CODE__CODE_RESOURCE_EXHAUSTED:
+		return c->kind == CALL_PUBLISH || c->kind >= CALL_RELOAD;
 	case DSD__CODE__CODE_RETRYABLE:
-		return c->kind == CALL_PUBLISH;
+		return c->kind == CALL_PUBLISH || may_fail(s, c);
+	case DSD__CODE__CODE_MODEL_INVALID:
+		return s->now < s->absent_until || may_fail(s, c);
 	case DSD__CODE__CODE_MODEL_FAULT:
-		return c->kind == CALL_PUBLISH && s->n_deaths >= c->deaths + 2;
-	case DSD__CODE__CODE_FAILED_PRECONDITION: /* before the first worker is there */
-		return (c->kind == CALL_UNPUBLISH || c->kind == CALL_EVICT) && s->count.steps == 0;
+		return (c->kind == CALL_PUBLISH && s->n_deaths >= c->deaths + 2) || may_fail(s, c);
+	case DSD__CODE__CODE_FAILED_PRECONDITION: /* its first worker is not there yet */
+		return (c->kind == CALL_UNPUBLISH || c->kind == CALL_EVICT) &&
+		       (s->count.steps == 0 || s->now < s->absent_until ||
+			s->now < s->renewed_until);
 	default:
 		return false;
 	}
@@ -207,8 +306,14 @@ bool verb_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame)
 		s->count.acts[ACT_STATS]++;
 		break;
 	case DSD__SERVER_FRAME__MSG_MODELS:
-		right = c->kind == CALL_MODELS && frame->models->n_models == 1;
+		right = c->kind == CALL_MODELS &&
+			(frame->models->n_models == 1 ||
+			 (frame->models->n_models == 0 && s->now < s->absent_until));
 		s->count.acts[ACT_MODELS]++;
+		break;
+	case DSD__SERVER_FRAME__MSG_PROGRESS:
+		right = c->kind >= CALL_RELOAD && c->kind <= CALL_LOAD && !c->forbidden;
+		over = false;
 		break;
 	case DSD__SERVER_FRAME__MSG_ACK:
 		right = on_ack(s, c, frame->ack) &&

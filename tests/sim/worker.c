@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The worker process: the real control messages, the real checks of steps and the fake engine, on the
+/* Worker processes: the real control messages, the real checks of steps and the fake engine, on the
  * simulated clock. A step is read when it begins and computed when it begins or ends, so that a page
  * given away in between shows. It dies as processes die: between two instructions, with some rows of a
  * step written, one of them half. Now and then it refuses a step, has no numbers for a row, or answers
@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -33,36 +34,51 @@
 #define LIE_ENDS     (SIM_SECOND / 10) /* after which a liar must be gone */
 
 enum odd { ODD_LIE, ODD_REFUSE, ODD_NO_NUMBERS };
+#define WORKERS 8u
 enum phase { PHASE_NONE, PHASE_LOAD, PHASE_CHANNEL, PHASE_SERVE, PHASE_DEAD };
 
 struct worker {
+	uint32_t index;
 	enum phase phase;
-	uint32_t generation, deaths_loading;
-	int control, status;
+	uint32_t generation;
+	int pidfd, control, status;
 	struct engine engine;
 	struct serve serve;
 	struct batch *batch;
 	struct channel_result_row *rows;
+	struct pages *pages; /* what its pool holds */
+	struct slot_seen slots[CHANNEL_SLOTS_MAX];
 	uint32_t head, tail, step_index;
 	bool busy, computed;
-	uint64_t slow_until, next_death, next_slow;
-	uint64_t next_odd[3]; /* by enum odd */
-	uint64_t lied_at;     /* 0: not yet */
-	uint32_t excused;     /* steps posted before this one may stand on one that was refused */
+	uint64_t slow_until, next_death;
+	uint64_t lied_at; /* 0: not yet */
+	uint32_t excused; /* steps posted before this one may stand on one that was refused */
 	struct engine_step step;
 	uint64_t usec;
 	struct channel_result result;
 };
 
-int worker_new(struct sim *s)
+/* One serves, another may be coming to take its place, others are going. */
+struct workers {
+	struct worker worker[WORKERS];
+	uint32_t deaths_loading; /* in a row */
+	uint64_t next_slow;
+	uint64_t next_odd[3]; /* by enum odd */
+};
+
+int workers_new(struct sim *s)
 {
-	s->worker = calloc(1, sizeof(*s->worker));
-	if (!s->worker)
+	s->workers = calloc(1, sizeof(*s->workers));
+	if (!s->workers)
 		return -ENOMEM;
-	s->worker->control = -EBADF;
-	s->worker->serve = SERVE_NULL;
-	for (size_t i = 0; i < N_ELEMENTS(s->worker->next_odd); i++)
-		s->worker->next_odd[i] = sim_between(s, SIM_MINUTE, 2 * ODD_MEAN);
+	for (uint32_t i = 0; i < WORKERS; i++) {
+		s->workers->worker[i].index = i;
+		s->workers->worker[i].pidfd = s->workers->worker[i].control = -EBADF;
+		s->workers->worker[i].serve = SERVE_NULL;
+	}
+	for (size_t i = 0; i < N_ELEMENTS(s->workers->next_odd); i++)
+		s->workers->next_odd[i] = sim_between(s, SIM_MINUTE, 2 * ODD_MEAN);
+	s->workers->next_slow = sim_between(s, SIM_MINUTE, 2 * SLOW_MEAN);
 	return 0;
 }
 
@@ -76,12 +92,11 @@ static void let_go(struct worker *w)
 	w->busy = false;
 }
 
-void worker_free(struct sim *s)
+void workers_free(struct sim *s)
 {
-	if (!s->worker)
-		return;
-	let_go(s->worker);
-	free(TAKE_PTR(s->worker));
+	for (uint32_t i = 0; s->workers && i < WORKERS; i++)
+		let_go(&s->workers->worker[i]);
+	free(TAKE_PTR(s->workers));
 }
 
 static uint64_t around(struct sim *s, uint64_t mean)
@@ -89,34 +104,36 @@ static uint64_t around(struct sim *s, uint64_t mean)
 	return s->now + sim_between(s, mean / 10, 2 * mean);
 }
 
-static void again(struct sim *s, uint64_t delay_usec, enum entry_kind kind)
+static void again(struct sim *s, const struct worker *w, uint64_t delay_usec, enum entry_kind kind)
 {
-	sim_push(s, delay_usec, (struct entry){.kind = kind, .generation = s->worker->generation});
+	sim_push(s, delay_usec,
+		 (struct entry){.kind = kind, .index = w->index, .generation = w->generation});
 }
 
 int worker_spawn(struct sim *s, int control)
 {
-	struct worker *w = s->worker;
-	int pidfd;
+	struct worker *w = s->workers->worker;
 
-	assert(w->phase == PHASE_NONE || w->phase == PHASE_DEAD);
-	pidfd = eventfd(0, EFD_CLOEXEC);
+	while (w < s->workers->worker + WORKERS && w->phase != PHASE_NONE)
+		w++;
+	if (w == s->workers->worker + WORKERS) {
+		sim_broken(s, "%u workers are there and another one is started", WORKERS);
+		return -EAGAIN;
+	}
+	w->pidfd = eventfd(0, EFD_CLOEXEC);
 	w->control = dup(control);
-	if (pidfd < 0 || w->control < 0)
+	if (w->pidfd < 0 || w->control < 0)
 		return -errno;
 	w->phase = PHASE_LOAD;
 	w->generation++;
 	w->next_death = around(s, DEATH_MEAN);
-	w->next_slow = around(s, SLOW_MEAN);
-	w->lied_at = 0;
-	again(s, sim_between(s, 2000, 50000), ENTRY_WORKER);
-	return pidfd;
+	w->slow_until = w->lied_at = 0;
+	again(s, w, sim_between(s, 2000, 50000), ENTRY_WORKER);
+	return w->pidfd; /* from now on the broker's */
 }
 
-static void die(struct sim *s, int status)
+static void die(struct sim *s, struct worker *w, int status)
 {
-	struct worker *w = s->worker;
-
 	let_go(w);
 	s->n_deaths++;
 	w->phase = PHASE_DEAD;
@@ -126,45 +143,63 @@ static void die(struct sim *s, int status)
 	sim_poll_event(s, TAG_WORKER_PID, sim_below(s, 3000));
 }
 
-void worker_kill(struct sim *s)
+static struct worker *find_worker(struct sim *s, int pidfd)
 {
-	if (s->worker->phase != PHASE_NONE && s->worker->phase != PHASE_DEAD)
-		die(s, 128 + SIGKILL);
+	for (uint32_t i = 0; i < WORKERS; i++)
+		if (s->workers->worker[i].phase != PHASE_NONE &&
+		    s->workers->worker[i].pidfd == pidfd)
+			return &s->workers->worker[i];
+	sim_broken(s, "descriptor %d is no worker's", pidfd);
+	return NULL;
 }
 
-bool worker_reap(struct sim *s, int *ret_status)
+void worker_kill(struct sim *s, int pidfd)
 {
-	if (s->worker->phase != PHASE_DEAD)
+	struct worker *w = find_worker(s, pidfd);
+
+	if (w && w->phase != PHASE_DEAD)
+		die(s, w, 128 + SIGKILL);
+}
+
+bool worker_reap(struct sim *s, int pidfd, int *ret_status)
+{
+	struct worker *w = find_worker(s, pidfd);
+
+	if (!w || w->phase != PHASE_DEAD)
 		return false;
-	*ret_status = s->worker->status;
+	*ret_status = w->status;
+	w->phase = PHASE_NONE;
 	return true;
 }
 
-bool worker_idle(const struct sim *s)
+bool workers_idle(const struct sim *s)
 {
-	return s->worker->phase == PHASE_SERVE && !s->worker->busy;
+	for (uint32_t i = 0; i < WORKERS; i++)
+		if (s->workers->worker[i].phase != PHASE_NONE &&
+		    (s->workers->worker[i].phase != PHASE_SERVE || s->workers->worker[i].busy))
+			return false;
+	return true;
 }
 
 /* ---- loading ---- */
 
 /* Return: 1 with a message, 0 where none is there yet, -1 where the broker has gone. */
-static int next_message(struct sim *s, struct control_in *in)
+static int next_message(struct sim *s, struct worker *w, struct control_in *in)
 {
-	struct pollfd p = {.fd = s->worker->control, .events = POLLIN};
+	struct pollfd p = {.fd = w->control, .events = POLLIN};
 	struct error err = {};
 	int r;
 
 	if (poll(&p, 1, 0) <= 0)
 		return 0;
-	r = control_recv(s->worker->control, in, &err);
+	r = control_recv(w->control, in, &err);
 	if (r < 0)
 		sim_broken(s, "the broker's control message: %s", err.text);
 	return r > 0 ? 1 : -1;
 }
 
-static int send_image(struct sim *s, uint32_t n_context, struct error *err)
+static int send_image(struct sim *s, struct worker *w, uint32_t n_context, struct error *err)
 {
-	struct worker *w = s->worker;
 	struct control_msg msg = {.type = CONTROL_IMAGE};
 	struct image_builder b;
 	int r = image_builder_init(&b), fd;
@@ -184,13 +219,14 @@ static int send_image(struct sim *s, uint32_t n_context, struct error *err)
 	return r;
 }
 
-static int open_channel(struct sim *s, struct control_in *in, struct error *err)
+static int open_channel(struct sim *s, struct worker *w, struct control_in *in, struct error *err)
 {
-	struct worker *w = s->worker;
 	struct channel_header *h;
 	struct engine_room room;
-	int r = serve_open(&w->serve, in, &w->engine, err);
+	struct stat st = {};
+	int r = in->n_fds > 1 ? fstat(in->fds[1], &st) : -1;
 
+	r = serve_open(&w->serve, in, &w->engine, err);
 	if (r < 0)
 		return r;
 	h = w->serve.channel;
@@ -208,8 +244,8 @@ static int open_channel(struct sim *s, struct control_in *in, struct error *err)
 	w->rows = calloc(w->serve.shape.max_rows, sizeof(*w->rows));
 	if (r == 0 && !w->rows)
 		r = -ENOMEM;
-	if (r == 0)
-		pages_attach(s, w->serve.n_pages, w->engine.limits.geometry.stride);
+	w->pages = pages_of(s, st.st_ino, w->serve.n_pages, w->engine.limits.geometry.stride);
+	memset(w->slots, 0, sizeof(w->slots));
 	w->head = w->excused = atomic_load(&h->steps.head);
 	w->tail = atomic_load(&h->results.tail);
 	if (r == 0)
@@ -218,38 +254,37 @@ static int open_channel(struct sim *s, struct control_in *in, struct error *err)
 	return r;
 }
 
-static void load(struct sim *s)
+static void load(struct sim *s, struct worker *w)
 {
-	struct worker *w = s->worker;
 	struct error err = {};
 	struct control_in in;
-	int r = next_message(s, &in);
+	int r = next_message(s, w, &in);
 
 	if (r < 0) {
-		die(s, 0);
+		die(s, w, 0);
 		return;
 	}
 	/* Three deaths in a row would mean that the model is broken, which it is not. */
-	if (w->deaths_loading < 2 && sim_one_in(s, 30)) {
+	if (s->workers->deaths_loading < 2 && sim_one_in(s, 30)) {
 		if (r > 0)
 			control_in_done(&in);
-		w->deaths_loading++;
+		s->workers->deaths_loading++;
 		s->count.faults[FAULT_WORKER_DEATH_LOADING]++;
-		die(s, sim_one_in(s, 2) ? 1 : 128 + SIGSEGV);
+		die(s, w, sim_one_in(s, 2) ? 1 : 128 + SIGSEGV);
 		return;
 	}
 	if (r == 0) {
-		again(s, sim_between(s, 500, 5000), ENTRY_WORKER);
+		again(s, w, sim_between(s, 500, 5000), ENTRY_WORKER);
 		return;
 	}
 	if (w->phase == PHASE_LOAD && in.msg.type == CONTROL_LOAD) {
-		r = send_image(s, in.msg.n_context, &err);
+		r = send_image(s, w, in.msg.n_context, &err);
 		w->phase = PHASE_CHANNEL;
-		again(s, sim_between(s, 500, 100000), ENTRY_WORKER);
+		again(s, w, sim_between(s, 500, 100000), ENTRY_WORKER);
 	} else if (w->phase == PHASE_CHANNEL && in.msg.type == CONTROL_CHANNEL) {
-		r = open_channel(s, &in, &err);
+		r = open_channel(s, w, &in, &err);
 		w->phase = PHASE_SERVE;
-		w->deaths_loading = 0;
+		s->workers->deaths_loading = 0;
 	} else {
 		r = error_set(&err, -EPROTO, "control message %u in phase %d", in.msg.type,
 			      (int)w->phase);
@@ -267,25 +302,58 @@ static bool is_excused(const struct worker *w)
 }
 
 /* A step that the worker does not take. It is the broker's fault unless another was refused before. */
-static void refuse(struct sim *s, const struct error *err)
+static void refuse(struct sim *s, struct worker *w, const struct error *err)
 {
-	struct worker *w = s->worker;
-
 	if (!is_excused(w))
 		sim_broken(s, "step %llu: %s", (unsigned long long)w->step.seq, err->text);
 	w->result.status = CHANNEL_BAD_STEP;
 	w->computed = true;
 }
 
-static void compute(struct sim *s)
+/* Sequence by sequence, as a model that cannot see what its pages hold: what stands on a step that was
+ * refused gets an answer too, of no worth. */
+static void compute_blindly(struct worker *w)
 {
-	struct worker *w = s->worker;
+	struct engine_want *wants = calloc(w->step.n_wants + 1, sizeof(*wants));
+	uint32_t at = 0;
+
+	assert(wants);
+	for (uint32_t i = 0; i < w->step.n_sequences; i++) {
+		const struct engine_sequence *q = &w->step.sequences[i];
+		struct engine_step one = w->step;
+
+		one.sequences = q;
+		one.n_sequences = 1;
+		one.wants = wants + at;
+		for (one.n_wants = 0; at + one.n_wants < w->step.n_wants &&
+				      w->step.wants[at + one.n_wants].sequence == i;
+		     one.n_wants++) {
+			wants[at + one.n_wants] = w->step.wants[at + one.n_wants];
+			wants[at + one.n_wants].sequence = 0;
+			w->rows[at + one.n_wants] = (struct channel_result_row){
+				.slot = q->slot,
+				.position = w->step.k.positions[wants[at + one.n_wants].row],
+				.token = 'a',
+				.logprob = -1};
+		}
+		w->engine.step(w->engine.ctx, &one, w->rows + at, NULL);
+		at += one.n_wants;
+	}
+	free(wants);
+}
+
+static void compute(struct sim *s, struct worker *w)
+{
 	struct error err = {};
-	int r = w->engine.step(w->engine.ctx, &w->step, w->rows, &err);
+	int r = 0;
 
 	w->computed = true;
+	if (is_excused(w))
+		compute_blindly(w);
+	else
+		r = w->engine.step(w->engine.ctx, &w->step, w->rows, &err);
 	if (r < 0) {
-		refuse(s, &err);
+		refuse(s, w, &err);
 		return;
 	}
 	for (uint32_t i = 0; i < w->step.n_wants; i++)
@@ -295,9 +363,9 @@ static void compute(struct sim *s)
 }
 
 /* A row that was being written: some of its bytes are new, and nobody's. */
-static void tear(struct sim *s, const struct engine_sequence *q, uint32_t position)
+static void tear(struct sim *s, struct worker *w, const struct engine_sequence *q,
+		 uint32_t position)
 {
-	struct worker *w = s->worker;
 	const struct page_geometry *g = &w->engine.limits.geometry;
 	uint8_t *row = page_row(w->serve.pool, g, q->pages[position / PAGE_TOKENS],
 				(uint32_t)sim_below(s, g->n_streams), position % PAGE_TOKENS);
@@ -307,9 +375,8 @@ static void tear(struct sim *s, const struct engine_sequence *q, uint32_t positi
 }
 
 /* The first rows of the step are written, one more is torn. */
-static void die_in_step(struct sim *s)
+static void die_in_step(struct sim *s, struct worker *w)
 {
-	struct worker *w = s->worker;
 	struct engine_step step = w->step;
 	struct engine_sequence *part;
 	uint32_t n_rows = (uint32_t)sim_below(s, step.k.n_rows), i;
@@ -320,26 +387,14 @@ static void die_in_step(struct sim *s)
 	memcpy(part, step.sequences, step.n_sequences * sizeof(*part));
 	for (i = 0; i + 1 < step.n_sequences && part[i + 1].first_row <= n_rows; i++)
 		;
-	tear(s, &part[i], step.k.positions[n_rows]);
+	tear(s, w, &part[i], step.k.positions[n_rows]);
 	part[i].n_rows = n_rows - part[i].first_row;
 	step.n_sequences = i + (part[i].n_rows > 0);
 	step.sequences = part;
 	if (!w->computed && step.n_sequences > 0 &&
-	    w->engine.step(w->engine.ctx, &step, w->rows, &err) < 0)
+	    w->engine.step(w->engine.ctx, &step, w->rows, &err) < 0 && !is_excused(w))
 		sim_broken(s, "step %llu: %s", (unsigned long long)step.seq, err.text);
 	free(part);
-}
-
-void worker_on_death(struct sim *s, uint32_t generation)
-{
-	struct worker *w = s->worker;
-
-	if (generation != w->generation || w->phase != PHASE_SERVE)
-		return;
-	s->count.faults[FAULT_WORKER_DEATH]++;
-	if (w->busy)
-		die_in_step(s);
-	die(s, sim_one_in(s, 4) ? 1 : 128 + SIGKILL);
 }
 
 static bool holds_killer(const struct engine_step *step)
@@ -350,9 +405,21 @@ static bool holds_killer(const struct engine_step *step)
 	return false;
 }
 
-static void begin(struct sim *s)
+void worker_on_death(struct sim *s, uint32_t index, uint32_t generation)
 {
-	struct worker *w = s->worker;
+	struct worker *w = &s->workers->worker[index];
+
+	if (generation != w->generation || w->phase != PHASE_SERVE)
+		return;
+	s->count.faults[FAULT_WORKER_DEATH]++;
+	s->n_killed += w->busy && holds_killer(&w->step);
+	if (w->busy)
+		die_in_step(s, w);
+	die(s, w, sim_one_in(s, 4) ? 1 : 128 + SIGKILL);
+}
+
+static void begin(struct sim *s, struct worker *w)
+{
 	struct channel_header *h = w->serve.channel;
 	struct error err = {};
 	int r = batch_read(w->batch, w->serve.channel, w->head, &w->step, &err);
@@ -363,16 +430,16 @@ static void begin(struct sim *s)
 	w->computed = false;
 	w->step_index = w->head;
 	if (r < 0) {
-		refuse(s, &err);
+		refuse(s, w, &err);
 	} else {
-		pages_on_step(s, &w->step, w->serve.pool, is_excused(w));
+		pages_on_step(s, w->pages, w->slots, &w->step, w->serve.pool, is_excused(w));
 		if (sim_one_in(s, 2))
-			compute(s);
+			compute(s, w);
 	}
 	atomic_store_explicit(&h->steps.head, ++w->head, memory_order_release);
-	if (s->now >= w->next_slow) {
+	if (s->now >= s->workers->next_slow) {
 		s->count.faults[FAULT_WORKER_SLOW]++;
-		w->next_slow = around(s, SLOW_MEAN);
+		s->workers->next_slow = around(s, SLOW_MEAN);
 		w->slow_until = s->now + sim_between(s, SIM_SECOND, 10 * SIM_SECOND);
 	}
 	w->usec = STEP_USEC + ROW_USEC * (uint64_t)w->step.k.n_rows;
@@ -381,24 +448,24 @@ static void begin(struct sim *s)
 		w->usec *= 20;
 	if (s->now >= w->next_death || (r == 0 && holds_killer(&w->step))) {
 		w->next_death = UINT64_MAX;
-		again(s, sim_below(s, w->usec * (holds_killer(&w->step) ? 3 : 5) / 4), ENTRY_DEATH);
+		again(s, w, sim_below(s, w->usec * (holds_killer(&w->step) ? 3 : 5) / 4),
+		      ENTRY_DEATH);
 	}
-	again(s, w->usec, ENTRY_WORKER);
+	again(s, w, w->usec, ENTRY_WORKER);
 }
 
 static bool odd(struct sim *s, enum odd what, enum fault fault)
 {
-	if (s->now < s->worker->next_odd[what])
+	if (s->now < s->workers->next_odd[what])
 		return false;
-	s->worker->next_odd[what] = around(s, ODD_MEAN);
+	s->workers->next_odd[what] = around(s, ODD_MEAN);
 	s->count.faults[fault]++;
 	return true;
 }
 
 /* Something that an honest worker would not say. */
-static void lie(struct sim *s)
+static void lie(struct sim *s, struct worker *w)
 {
-	struct worker *w = s->worker;
 	struct channel_result_row *row = &w->rows[sim_below(s, MAX(w->result.n_rows, 1u))];
 
 	w->lied_at = s->now;
@@ -423,9 +490,8 @@ static void lie(struct sim *s)
 	}
 }
 
-static void end(struct sim *s)
+static void end(struct sim *s, struct worker *w)
 {
-	struct worker *w = s->worker;
 	struct channel_header *h = w->serve.channel;
 	struct channel_result *out = channel_result(w->serve.channel, &w->serve.shape, w->tail);
 	uint32_t n_rows;
@@ -433,7 +499,7 @@ static void end(struct sim *s)
 	if (!w->computed && odd(s, ODD_REFUSE, FAULT_STEP_REFUSED)) {
 		w->result.status = CHANNEL_BAD_STEP;
 	} else if (!w->computed) {
-		compute(s);
+		compute(s, w);
 	}
 	if (w->result.status == CHANNEL_BAD_STEP)
 		w->excused = w->step_index + STEPS_QUEUED;
@@ -444,7 +510,7 @@ static void end(struct sim *s)
 		row->token = CHANNEL_NO_TOKEN;
 		row->n_top = 0;
 	} else if (w->result.status == CHANNEL_OK && odd(s, ODD_LIE, FAULT_WORKER_LIES)) {
-		lie(s);
+		lie(s, w);
 	}
 	w->result.usec = w->usec;
 	*out = w->result;
@@ -455,9 +521,8 @@ static void end(struct sim *s)
 	sim_poll_event(s, TAG_WORKER_RESULT, sim_below(s, 100));
 }
 
-void worker_look(struct sim *s)
+static void look(struct sim *s, struct worker *w)
 {
-	struct worker *w = s->worker;
 	struct channel_header *h;
 
 	if (w->lied_at && s->now > w->lied_at + LIE_ENDS && w->phase == PHASE_SERVE) {
@@ -474,23 +539,29 @@ void worker_look(struct sim *s)
 	/* The broker posted to a sleeper: it must have taken the flag down to wake it. */
 	if (atomic_load(&h->steps.asleep))
 		sim_broken(s, "a step was posted and the worker not woken");
-	begin(s);
+	begin(s, w);
 }
 
-void worker_on_entry(struct sim *s, uint32_t generation)
+void workers_look(struct sim *s)
 {
-	struct worker *w = s->worker;
+	for (uint32_t i = 0; i < WORKERS; i++)
+		look(s, &s->workers->worker[i]);
+}
+
+void worker_on_entry(struct sim *s, uint32_t index, uint32_t generation)
+{
+	struct worker *w = &s->workers->worker[index];
 
 	if (generation != w->generation)
 		return;
 	switch (w->phase) {
 	case PHASE_LOAD:
 	case PHASE_CHANNEL:
-		load(s);
+		load(s, w);
 		break;
 	case PHASE_SERVE:
 		if (w->busy)
-			end(s);
+			end(s, w);
 		break;
 	default:
 		break;
