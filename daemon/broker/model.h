@@ -68,7 +68,8 @@ int model_add(struct server *s, const struct config_model *cfg, struct model *re
 bool model_is_coming(const struct server *s, const char *name);
 /** model_reload() - load its files anew; *ret: the one to wait for, which may be on its way already. */
 int model_reload(struct model *m, bool drain, struct model **ret, struct error *err);
-/** model_leave() - hidden from now on; goes when its requests have ended. */
+/** model_leave() - hidden from now on, and so is what was to take its place; goes when its requests have
+ * ended. */
 void model_leave(struct model *m);
 void model_drain(struct model *m, bool drained);
 bool model_in_use(const struct model *m); /* a request of it has not ended */

@@ -174,7 +174,11 @@ int model_reload(struct model *m, bool drain, struct model **ret, struct error *
 
 void model_leave(struct model *m)
 {
+	struct model *next = model_coming(m);
+
 	m->leaving = true;
+	if (next)
+		next->leaving = true;
 }
 
 void model_drain(struct model *m, bool drained)
@@ -191,6 +195,8 @@ static void remove_model(struct server *s, uint32_t i)
 {
 	struct model *m = s->models[i];
 
+	if (m->parked) /* who waited for a load or reload */
+		model_set_state(m, DSD__STATE__STATE_DEGRADED, "the model was unloaded");
 	log_notice("model %s: unloaded", m->cfg.name);
 	s->n_models--;
 	memmove(&s->models[i], &s->models[i + 1], (s->n_models - i) * sizeof(struct model *));
