@@ -403,7 +403,6 @@ static int make_pool(struct model *m, struct error *err)
 	struct server *s = m->server;
 	const struct image_header *h = m->image.h;
 	struct pool_config cfg = {.io = s->io, .entry = h->entry};
-	struct sched_config sc;
 	uint64_t n_pages;
 	int r;
 
@@ -425,23 +424,27 @@ static int make_pool(struct model *m, struct error *err)
 	cfg.verify = s->cfg.pool_verify;
 	memcpy(cfg.boot_id, s->store.boot_id, sizeof(cfg.boot_id));
 	memcpy(cfg.key, s->key, sizeof(cfg.key));
-	if (is_same_as(m, m->replaces))
-		share_pool(m, m->replaces);
-	else
-		r = model_keep_pool(m, &cfg, err);
-	if (r < 0)
-		return r;
-	sc = (struct sched_config){
+	if (!is_same_as(m, m->replaces))
+		return model_keep_pool(m, &cfg, err);
+	share_pool(m, m->replaces);
+	return 0;
+}
+
+static int make_sched(struct model *m)
+{
+	struct server *s = m->server;
+	const struct sched_config cfg = {
 		.io = s->io,
 		.pool = m->pool,
 		.quota = s->quota,
 		.n_slots = s->cfg.sched_slots,
 		.step_tokens = s->cfg.sched_step_tokens,
-		.max_tokens = h->n_context,
-		.n_vocab = h->n_vocab,
+		.max_tokens = m->image.h->n_context,
+		.n_vocab = m->image.h->n_vocab,
 		.queue_max = s->cfg.sched_queue,
 	};
-	return sched_new(&m->sched, &sc);
+
+	return m->sched ? 0 : sched_new(&m->sched, &cfg);
 }
 
 static int make_channel(struct model *m, struct error *err)
@@ -548,6 +551,8 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 		fault_at(FAULT_WORKER_IMAGE);
 		if (r == 0)
 			r = make_pool(m, err);
+		if (r == 0)
+			r = make_sched(m);
 		if (r == 0)
 			r = make_channel(m, err);
 		fault_at(FAULT_WORKER_CHANNEL);
