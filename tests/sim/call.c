@@ -30,6 +30,7 @@ static void think_text(struct sim *s, struct call *c, size_t n_own)
 	if (sim_one_in(s, 4) && u->n_last) {
 		begin = u->last;
 		n = u->n_last;
+		c->goes_on = true;
 	} else if (sim_one_in(s, 3)) {
 		n = 0;
 	} else if (sim_one_in(s, 8)) {
@@ -97,7 +98,7 @@ static void think_sampling(struct sim *s, struct call *c)
 	p->min_tokens = sim_one_in(s, 8) ? (uint32_t)sim_below(s, c->max_tokens + 1) : 0;
 	p->ignore_eos = sim_one_in(s, 8);
 	c->logprobs = sim_one_in(s, 10) ? (int)sim_below(s, 21) : -1;
-	c->reuse = sim_one_in(s, 6);
+	c->reuse = sim_one_in(s, 3);
 	c->priority = sim_one_in(s, 2) ? (uint32_t)sim_between(s, 1, 3) : 0;
 	c->deadline_ms = sim_one_in(s, 400) ? (uint32_t)sim_between(s, 1, 5000) : 0;
 	c->echo = sim_one_in(s, 10);
@@ -129,6 +130,9 @@ void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size
 	} else if (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 500)) {
 		think_text(s, c, 6000);
 		c->doomed_input = true;
+	} else if (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 300)) {
+		think_text(s, c, (size_t)sim_between(s, 1000, 2200));
+		c->huge = true;
 	} else {
 		think_text(s, c, (size_t)sim_between(s, 1, 40));
 	}
@@ -570,7 +574,10 @@ static void on_done(struct sim *s, struct call *c, const Dsd__Usage *u)
 	s->count.acts[c->logprobs >= 0 ? ACT_ECHO_LOGPROBS : ACT_ECHO] += c->echo && !c->again;
 	s->count.acts[ACT_RESUME] += c->again;
 	s->count.acts[ACT_REUSE] += c->reuse && u->cached_tokens > 0;
-	/* The next turn of this conversation. */
+	/* The next turn of this conversation, which goes on for a while before another one begins. */
+	if (!c->goes_on && user->n_last && user->n_last < DOCUMENT_BYTES * 3 / 4 &&
+	    !sim_one_in(s, 6))
+		return;
 	k = MIN(c->n_text, (size_t)DOCUMENT_BYTES - c->choices[0].n_tokens);
 	memcpy(user->last, c->text, k);
 	memcpy(user->last + k, c->choices[0].text, c->choices[0].n_tokens);
@@ -655,6 +662,8 @@ static void on_error(struct sim *s, struct call *c, const Dsd__Error *e, bool le
 	case DSD__CODE__CODE_RESOURCE_EXHAUSTED:
 		right = c->attempts < ATTEMPTS_MAX;
 		s->count.refused += e->code == DSD__CODE__CODE_RESOURCE_EXHAUSTED;
+		if (c->huge && e->code == DSD__CODE__CODE_RESOURCE_EXHAUSTED)
+			break;
 		if (right && !c->cancelling && !lacks_nothing(c))
 			try_again(s, c, e);
 		break;
@@ -675,7 +684,7 @@ static void on_error(struct sim *s, struct call *c, const Dsd__Error *e, bool le
 		right |= c->deadline_ms > 0;
 		break;
 	case DSD__CODE__CODE_INVALID_ARGUMENT:
-		right |= c->doomed_input;
+		right |= c->doomed_input || c->huge;
 		break;
 	default:
 		break;

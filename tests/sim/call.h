@@ -66,6 +66,8 @@ struct call {
 	uint32_t first_choice; /* of the request that this one goes on with */
 	int logprobs;          /* -1: none */
 	bool seeded, add_bos, reuse, echo;
+	bool goes_on;      /* with its user's last conversation */
+	bool huge;         /* more than a pool that is half published can hold: may be refused */
 	bool doomed_input; /* must be refused */
 	uint8_t stop[CALL_STOPS][4];
 	uint32_t n_stops, stop_bytes[CALL_STOPS];
