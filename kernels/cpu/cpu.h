@@ -169,6 +169,12 @@ static inline uint32_t weight_n_panels(const struct k_weight *w)
 {
 	return (w->n_out + w->panel - 1) / w->panel;
 }
+
+/* Multiply-adds of one of its matrices for @n_rows rows. */
+static inline uint64_t weight_work(const struct k_weight *w, uint64_t n_rows)
+{
+	return n_rows * w->n_out * w->n_in;
+}
 static inline bool weight_is_quantised(const struct k_weight *w)
 {
 	return w->panel > 1 && (w->type == K_Q8 || w->type == K_Q4);

@@ -209,13 +209,15 @@ static void ffn_run(struct ffn_job *j)
 		down.y = j->out_rows;
 		if (!gate_up_operand(j, &gate_up.x))
 			return;
-		threads_run(j->c->threads, product_part, &gate_up);
+		threads_run(j->c->threads, weight_work(j->gate_up, j->n_pairs), product_part,
+			    &gate_up);
 		if (!down_operand(j, &down.x))
 			return;
-		threads_run(j->c->threads, swiglu_part, j);
-		threads_run(j->c->threads, product_part, &down);
+		threads_run(j->c->threads, (uint64_t)j->n_pairs * j->inter, swiglu_part, j);
+		threads_run(j->c->threads, weight_work(j->down, j->n_pairs), product_part, &down);
 		if (j->ids)
-			threads_run(j->c->threads, combine_part, j);
+			threads_run(j->c->threads, (uint64_t)j->n_pairs * j->hidden, combine_part,
+				    j);
 	}
 }
 

@@ -155,8 +155,6 @@ static void quantise_part(void *ctx, uint32_t thread, uint32_t n_threads)
 		j->c->isa.quantise(j->y[r], j->x[r], j->n_in);
 }
 
-#define QUANTISE_ALONE 16384u /* numbers: fewer are done sooner than a fork is joined */
-
 bool cpu_operand(struct cpu *c, struct operand *ret, const float *const *x, uint32_t n_rows,
 		 const struct k_weight *w)
 {
@@ -168,10 +166,7 @@ bool cpu_operand(struct cpu *c, struct operand *ret, const float *const *x, uint
 	j.y = cpu_quantised_rows(c, n_rows, w->n_in);
 	if (!j.y)
 		return false;
-	if ((uint64_t)n_rows * w->n_in <= QUANTISE_ALONE)
-		quantise_part(&j, 0, 1);
-	else
-		threads_run(c->threads, quantise_part, &j);
+	threads_run(c->threads, (uint64_t)n_rows * w->n_in, quantise_part, &j);
 	ret->q = (const struct q_row *const *)j.y;
 	return true;
 }
@@ -199,7 +194,7 @@ void cpu_linear(struct cpu *c, float *const *y, const float *const *x, uint32_t 
 	struct linear_job j = {.c = c, .y = y, .n_rows = n_rows, .w = w};
 
 	if (cpu_operand(c, &j.x, x, n_rows, w))
-		threads_run(c->threads, linear_part, &j);
+		threads_run(c->threads, weight_work(w, n_rows), linear_part, &j);
 }
 
 void cpu_linear_op(struct kernels *k, struct k_buffer *y, const struct k_buffer *x,

@@ -70,5 +70,6 @@ void cpu_mla_append(struct kernels *k, struct k_buffer *q, struct k_buffer *kv,
 			j.c->failed = -EINVAL;
 			return;
 		}
-	threads_run(j.c->threads, append_part, &j);
+	threads_run(j.c->threads, (uint64_t)j.c->step.n_rows * (q->width + kv->width), append_part,
+		    &j);
 }

@@ -100,7 +100,8 @@ static void heads_product(struct decode_job *j, const struct k_weight *w)
 	struct heads_job hj = {.j = j, .w = w};
 
 	if (cpu_operand(j->c, &hj.x, j->x, j->m->n_heads * j->n_rows, w))
-		threads_run(j->c->threads, heads_part, &hj);
+		threads_run(j->c->threads, weight_work(w, j->n_rows) * j->m->n_heads, heads_part,
+			    &hj);
 }
 
 /* queries[d][GROUP]: latent then rope, heads that do not exist are 0. */
@@ -285,6 +286,7 @@ static bool decode_scratch(struct decode_job *j)
 static void decode_pass(struct decode_job *j)
 {
 	const struct k_mla *m = j->m;
+	uint64_t n_work = 0;
 	uint32_t wave;
 
 	j->n_units = 0;
@@ -294,6 +296,7 @@ static void decode_pass(struct decode_job *j)
 		j->rows[i].n_spans = (tiles + SPAN_TILES - 1) / SPAN_TILES;
 		j->rows[i].first_unit = j->n_units;
 		j->n_units += j->rows[i].n_spans * j->n_groups;
+		n_work += (uint64_t)j->rows[i].n_pos * m->n_heads * (2 * m->rank + m->rope);
 	}
 	if (!decode_scratch(j))
 		return;
@@ -307,8 +310,8 @@ static void decode_pass(struct decode_job *j)
 	wave = j->n_wave;
 	for (j->wave = 0; j->wave < j->n_units; j->wave += wave) {
 		j->n_wave = j->n_units - j->wave < wave ? j->n_units - j->wave : wave;
-		threads_run(j->c->threads, attend_part, j);
-		threads_run(j->c->threads, merge_part, j);
+		threads_run(j->c->threads, n_work, attend_part, j);
+		threads_run(j->c->threads, (uint64_t)j->n_wave * GROUP * m->rank, merge_part, j);
 	}
 	for (uint32_t h = 0; h < m->n_heads; h++)
 		for (uint32_t i = 0; i < j->n_rows; i++) {

@@ -241,11 +241,13 @@ static bool prefill_scratch(struct prefill_job *j)
 
 static void prefill_pass(struct prefill_job *j, uint32_t stream)
 {
+	const struct k_mla *m = j->m;
+	uint64_t numbers = (uint64_t)j->n_rows * m->n_heads * (m->nope + m->rope + m->v_head);
 	uint32_t end = row_pos(j, j->n_rows - 1) + 1;
 
 	if (!prefill_scratch(j))
 		return;
-	threads_run(j->c->threads, prepare_part, j);
+	threads_run(j->c->threads, numbers, prepare_part, j);
 	for (j->tile_pos = 0; j->tile_pos < end; j->tile_pos += K_TILE_POSITIONS) {
 		uint32_t left = end - j->tile_pos;
 
@@ -254,10 +256,10 @@ static void prefill_pass(struct prefill_job *j, uint32_t stream)
 			      j->m->rank + j->m->rope, j->tile, j->tile_stride);
 		if (!cpu_operand(j->c, &j->kv_in, j->kv_x, j->tile_n, j->kv_b))
 			return;
-		threads_run(j->c->threads, expand_part, j);
-		threads_run(j->c->threads, attend_part, j);
+		threads_run(j->c->threads, weight_work(j->kv_b, j->tile_n), expand_part, j);
+		threads_run(j->c->threads, numbers * j->tile_n, attend_part, j);
 	}
-	threads_run(j->c->threads, finish_part, j);
+	threads_run(j->c->threads, numbers, finish_part, j);
 }
 
 void cpu_mla_prefill(struct kernels *k, struct k_buffer *out, const struct k_buffer *q,

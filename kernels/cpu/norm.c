@@ -29,7 +29,7 @@ void cpu_rmsnorm(struct kernels *k, struct k_buffer *y, const struct k_buffer *x
 	struct row_job j = {cpu_of(k), y, x, w, eps};
 
 	assert(w->panel == 1 && w->n_in <= x->width && w->n_in <= y->width);
-	threads_run(j.c->threads, rmsnorm_part, &j);
+	threads_run(j.c->threads, (uint64_t)j.c->step.n_rows * w->n_in, rmsnorm_part, &j);
 }
 
 static void add_part(void *ctx, uint32_t thread, uint32_t n_threads)
@@ -47,5 +47,5 @@ void cpu_add(struct kernels *k, struct k_buffer *x, const struct k_buffer *y)
 	struct row_job j = {.c = cpu_of(k), .y = x, .x = y};
 
 	assert(x->width == y->width);
-	threads_run(j.c->threads, add_part, &j);
+	threads_run(j.c->threads, (uint64_t)j.c->step.n_rows * x->width, add_part, &j);
 }

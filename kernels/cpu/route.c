@@ -177,7 +177,7 @@ void cpu_route(struct kernels *k, const struct k_buffer *x, const struct k_weigh
 		ys[i] = j.scores + (size_t)i * r->n_experts;
 	}
 	cpu_linear(c, ys, xs, n_rows, gate);
-	threads_run(c->threads, route_part, &j);
+	threads_run(c->threads, cells * 8, route_part, &j); /* exponentials, a sort */
 	k->n_nan_scores += j.n_nan;
 	c->routed.n_rows = n_rows;
 	c->routed.n_used = r->n_used;

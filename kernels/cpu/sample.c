@@ -271,7 +271,7 @@ int cpu_sample(struct kernels *k, const struct k_buffer *logits, uint32_t n, uin
 	if (!j.p)
 		return -ENOMEM;
 	j.status = (int *)(j.p + (size_t)c->n_threads * n_valid);
-	threads_run(c->threads, sample_part, &j);
+	threads_run(c->threads, (uint64_t)n * n_valid, sample_part, &j);
 	for (uint32_t i = 0; i < n; i++)
 		if (j.status[i] < 0)
 			return j.status[i];

@@ -17,6 +17,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define WORK_MIN                                                                                   \
+	(1u << 18)  /* some ten microseconds of one thread; a fork costs a few at its best */
 #define SPINS 4000u /* of one pause instruction: 10 to 100 microseconds, by CPU */
 
 struct word { /* a futex on a line of its own */
@@ -143,9 +145,9 @@ uint32_t threads_count(const struct threads *t)
 	return t->n;
 }
 
-void threads_run(struct threads *t, threads_fn fn, void *ctx)
+void threads_run(struct threads *t, uint64_t work, threads_fn fn, void *ctx)
 {
-	if (t->n == 1) {
+	if (t->n == 1 || work < WORK_MIN) {
 		fn(ctx, 0, 1);
 		return;
 	}

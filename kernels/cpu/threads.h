@@ -12,8 +12,12 @@ typedef void (*threads_fn)(void *ctx, uint32_t thread, uint32_t n_threads);
 int threads_new(struct threads **ret, uint32_t n);
 struct threads *threads_free(struct threads *t);
 uint32_t threads_count(const struct threads *t);
-/** threads_run() - fork and join. Thread: one caller, never from inside @fn. */
-void threads_run(struct threads *t, threads_fn fn, void *ctx);
+/**
+ * threads_run() - fork and join
+ * @work: multiply-adds, or numbers touched, in all: the caller does alone what is not worth a fork
+ * Thread: one caller, never from inside @fn.
+ */
+void threads_run(struct threads *t, uint64_t work, threads_fn fn, void *ctx);
 /** threads_cpus() - CPUs this process may run on, at least 1. */
 uint32_t threads_cpus(void);
 

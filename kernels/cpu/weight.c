@@ -151,7 +151,7 @@ static int pack_quantised(struct cpu *c, struct k_weight *w, const struct k_sour
 				x[(size_t)k * PANEL + i] = row[k];
 		}
 		if (r >= 0)
-			threads_run(c->threads, quantise_panel_part, &j);
+			threads_run(c->threads, UINT64_MAX, quantise_panel_part, &j);
 	}
 	free(x);
 	return r;
@@ -240,5 +240,5 @@ void cpu_embed(struct kernels *k, struct k_buffer *x, const struct k_weight *tab
 			c->failed = -EINVAL;
 			return;
 		}
-	threads_run(c->threads, embed_part, &j);
+	threads_run(c->threads, (uint64_t)c->step.n_rows * table->n_in, embed_part, &j);
 }

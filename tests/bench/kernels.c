@@ -89,7 +89,7 @@ static double limit_bytes(struct bench *b)
 {
 	double t = now(b);
 
-	threads_run(b->threads, read_part, b);
+	threads_run(b->threads, UINT64_MAX, read_part, b);
 	return COLD_BYTES / (now(b) - t);
 }
 
@@ -98,7 +98,7 @@ static double limit_flop(struct bench *b, enum k_type type)
 	double t = now(b), sum = 0;
 
 	b->direct = type == K_Q4;
-	threads_run(b->threads, type >= K_Q8 ? int8_part : fma_part, b);
+	threads_run(b->threads, UINT64_MAX, type >= K_Q8 ? int8_part : fma_part, b);
 	t = now(b) - t;
 	for (uint32_t i = 0; i < threads_count(b->threads) && i < 64; i++)
 		sum += b->flop[i];

@@ -27,7 +27,7 @@ static void threads_run_every_part_once_before_they_join(void **state)
 		assert_int_equal(threads_new(&t, counts[i]), 0);
 		assert_int_equal(threads_count(t), counts[i]);
 		for (uint32_t round = 1; round <= 200; round++) {
-			threads_run(t, count_part, &c);
+			threads_run(t, UINT64_MAX, count_part, &c);
 			for (uint32_t j = 0; j < 64; j++)
 				assert_int_equal(c.calls[j], j < counts[i] ? round : 0);
 		}
@@ -46,7 +46,7 @@ static void threads_join_after_a_long_sleep(void **state)
 	assert_int_equal(threads_new(&t, 2), 0);
 	for (uint32_t round = 1; round <= 5; round++) {
 		nanosleep(&pause, NULL); /* long enough for the worker to stop spinning */
-		threads_run(t, count_part, &c);
+		threads_run(t, UINT64_MAX, count_part, &c);
 		assert_int_equal(c.calls[1], round);
 	}
 	threads_free(t);
