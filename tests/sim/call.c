@@ -9,7 +9,7 @@
 #include "text/template.h"
 #include "worker/fake.h"
 
-#define ATTEMPTS_MAX 50u
+#define ATTEMPTS_MAX 100u
 #define CANCEL_ENDS  (2 * SIM_SECOND) /* what was said before has come by then */
 
 /* ---- thinking of one ---- */
@@ -106,9 +106,12 @@ static void think_sampling(struct sim *s, struct call *c)
 		think_stops(s, c);
 	if (c->reuse)
 		p->top_k = SIM_ANY_PATH;
-	if (sim_one_in(s, 2500)) {
+	/* Seldom, and then two: so that workers die too often for a while. */
+	if (sim_one_in(s, s->second_killer ? 8 : 6000)) {
+		s->second_killer = !s->second_killer;
 		p->top_k = SIM_KILLER;
 		c->n = 1;
+		c->reuse = false;
 		s->count.faults[FAULT_KILLER]++;
 	}
 }

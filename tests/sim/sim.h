@@ -189,6 +189,7 @@ struct sim {
 	uint32_t n_spins;       /* waits that had nothing to wait for, one after the other */
 	uint64_t n_deaths;      /* of workers */
 	uint64_t n_preemptions; /* of all models there are */
+	bool second_killer;     /* comes soon */
 	uint64_t n_killed;      /* workers, by requests that kill */
 	uint64_t n_no_memory;   /* connections that were ended for want of it */
 	uint32_t burst_user;    /* whose connections come; SIM_USERS: anybody's */
