@@ -59,7 +59,7 @@ MUTANTS = {
     # ends
     "a cancelled request goes on": [(REQUEST, '\trequest_detach(r);\n\tconn_send_error(c, id, DSD__CODE__CODE_CANCELLED, "cancelled by the client", 0);', '\tconn_send_error(c, id, DSD__CODE__CODE_CANCELLED, "cancelled by the client", 0);')],
     "a cancel ends nothing": [(REQUEST, "struct request *r = request_find(c, frame->cancel->target);", "struct request *r = NULL;")],
-    "what matched a stop string goes on": [(GENERATE, "\t\tseq_cancel(c->seq);\n\t\tsend_delta(c, row, true, &text, DSD__FINISH__FINISH_STOP);", "\t\tsend_delta(c, row, true, &text, DSD__FINISH__FINISH_STOP);")],
+    "what matched a stop string goes on": [(GENERATE, "\t\tseq_cancel(c->seq);\n\t\tsend_delta(c, row, true, text, DSD__FINISH__FINISH_STOP);", "\t\tsend_delta(c, row, true, text, DSD__FINISH__FINISH_STOP);")],
     "a request ends twice": [(GENERATE, "\tsend_done(r);\n\trequest_end(r);", "\tsend_done(r);\n\tsend_done(r);\n\trequest_end(r);")],
     "a request ends without a word": [(GENERATE, "\tsend_done(r);\n\trequest_end(r);", "\trequest_end(r);")],
     "of n choices the first end is the request's": [(GENERATE, "if (--r->n_running > 0)", "if (--r->n_running > 0 && c->index == 0)")],
@@ -86,7 +86,7 @@ MUTANTS = {
     "one token too many": [(SCHED, "else if (q->n_ids + 1 >= q->max_ids)", "else if (q->n_ids + 1 > q->max_ids)")],
     "a resumed request forgets its seed": [(GENERATE, "\tr->params.seed = resume->seed;\n", "")],
     "a resumed choice is another one": [(GENERATE, "cfg.params.choice = r->first_choice + i;", "cfg.params.choice = i;")],
-    "a resumed request forgets half a stop string": [(GENERATE, "s = choice_take(c, r->input.ids.id[k], &text) >= 0", "s = false")],
+    "a resumed request forgets half a stop string": [(GENERATE, "matched = choice_take(c, r->input.ids.id[k], &text);", "matched = -1;")],
     "what a stop string held back is lost": [(GENERATE, "stop_flush(c->stop, &text);", "(void)0;")],
     "the prompt's log-probabilities come from the index": [(SCHED, "if (q->n_pages || q->prompt_logprobs)", "if (q->n_pages)")],
     "prompt log-probabilities are told twice": [(SCHED, "row->position >= q->n_told && ", "")],

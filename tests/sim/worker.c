@@ -34,7 +34,7 @@
 #define LIE_ENDS     (SIM_SECOND / 10) /* after which a liar must be gone */
 
 enum odd { ODD_LIE, ODD_REFUSE, ODD_NO_NUMBERS };
-#define WORKERS 8u
+#define WORKERS SERVER_MODELS_MAX
 enum phase { PHASE_NONE, PHASE_LOAD, PHASE_CHANNEL, PHASE_SERVE, PHASE_DEAD };
 
 struct worker {
