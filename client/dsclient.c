@@ -40,12 +40,23 @@ int dsc_fail(struct dsc *c, int r, enum dsc_code code, const char *fmt, ...)
 	return r;
 }
 
+static void passed_pop(struct dsc *c)
+{
+	struct passed *p = c->passed;
+
+	c->passed = p->next;
+	close(p->fd);
+	free(p);
+}
+
 static void drop_socket(struct dsc *c)
 {
 	if (c->fd >= 0)
 		close(c->fd);
 	c->fd = -EBADF;
 	c->greeted = false;
+	while (c->passed)
+		passed_pop(c);
 }
 
 int dsc_end(struct dsc *c, int r, enum dsc_code code, const char *fmt, ...)
@@ -129,11 +140,39 @@ static void buffer_consume(struct buffer *b, size_t n)
 
 /* ---------------------------------------------------------------- sending */
 
+/* One call's worth of what waits: up to the next frame with a descriptor, or that frame with it. */
+static ssize_t send_some(struct dsc *c)
+{
+	struct passed *p = c->passed;
+	struct iovec iov = {c->out.data + c->out.start, c->out.end - c->out.start};
+	struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1};
+	union {
+		struct cmsghdr h;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = {};
+	ssize_t n;
+
+	if (p && p->start > c->sent) {
+		iov.iov_len = p->start - c->sent;
+	} else if (p) {
+		iov.iov_len = p->end - c->sent;
+		control.h = (struct cmsghdr){.cmsg_level = SOL_SOCKET,
+					     .cmsg_type = SCM_RIGHTS,
+					     .cmsg_len = CMSG_LEN(sizeof(int))};
+		memcpy(CMSG_DATA(&control.h), &p->fd, sizeof(int));
+		mh.msg_control = control.bytes;
+		mh.msg_controllen = sizeof(control.bytes);
+	}
+	n = sendmsg(c->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
+	if (n > 0 && mh.msg_control)
+		passed_pop(c);
+	return n;
+}
+
 static int flush(struct dsc *c)
 {
 	while (c->out.start < c->out.end) {
-		ssize_t n = send(c->fd, c->out.data + c->out.start, c->out.end - c->out.start,
-				 MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = send_some(c);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -141,15 +180,38 @@ static int flush(struct dsc *c)
 			return 0;
 		if (n < 0)
 			return -errno; /* the daemon's last words may still be there to read */
+		c->sent += (size_t)n;
 		buffer_consume(&c->out, (size_t)n);
 	}
 	return 0;
 }
 
-int dsc_put(struct dsc *c, const void *bytes, size_t n)
+static int put_passed(struct dsc *c, size_t n, int fd)
+{
+	uint64_t start = c->sent + (c->out.end - c->out.start);
+	struct passed *p, **at = &c->passed;
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+
+	if (copy < 0)
+		return -errno;
+	p = malloc(sizeof(*p));
+	if (!p) {
+		close(copy);
+		return -ENOMEM;
+	}
+	*p = (struct passed){.start = start, .end = start + n, .fd = copy};
+	while (*at)
+		at = &(*at)->next;
+	*at = p;
+	return 0;
+}
+
+int dsc_put(struct dsc *c, const void *bytes, size_t n, int fd)
 {
 	int r = buffer_reserve(&c->out, n);
 
+	if (r == 0 && fd >= 0)
+		r = put_passed(c, n, fd);
 	if (r < 0)
 		return r;
 	memcpy(c->out.data + c->out.end, bytes, n);
@@ -158,6 +220,11 @@ int dsc_put(struct dsc *c, const void *bytes, size_t n)
 }
 
 int dsc_send(struct dsc *c, const Dsd__ClientFrame *frame)
+{
+	return dsc_send_fd(c, frame, -EBADF);
+}
+
+int dsc_send_fd(struct dsc *c, const Dsd__ClientFrame *frame, int fd)
 {
 	uint8_t *bytes = NULL;
 	size_t n = 0;
@@ -177,15 +244,15 @@ int dsc_send(struct dsc *c, const Dsd__ClientFrame *frame)
 				"the request takes %zu bytes, want at most %u",
 				protobuf_c_message_get_packed_size(&frame->base), WIRE_FRAME_MAX);
 	if (r == 0 && c->fd >= 0)
-		r = dsc_put(c, bytes, n);
+		r = dsc_put(c, bytes, n, fd);
 	if (r == 0 && s)
-		r = resume_keep(s, frame, bytes, n, c->fd >= 0);
+		r = resume_keep(s, frame, bytes, n, fd, c->fd >= 0);
 	if (r <= 0)
 		free(bytes);
-	if (r == -ENOMEM)
-		return dsc_fail(c, r, DSC_CODE_NONE, "out of memory");
-	if (r < 0)
+	if (r == -EAGAIN)
 		return r;
+	if (r < 0)
+		return dsc_fail(c, r, DSC_CODE_NONE, "out of memory or descriptors");
 	if (c->fd >= 0)
 		flush(c); /* what it cannot do now, dsc_process() does or reports */
 	return 0;
@@ -525,6 +592,8 @@ void dsc_close(struct dsc *c)
 	c->failed = -ESHUTDOWN;
 	while (c->streams)
 		dsc_stream_free(c->streams);
+	while (c->passed)
+		passed_pop(c);
 	free(c->in.data);
 	free(c->out.data);
 	free(c->path);

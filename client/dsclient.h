@@ -393,9 +393,12 @@ const char *dsc_code_name(enum dsc_code code);
 
 /* Each starts a request and gives its stream. The frame is buffered; what the socket takes at once is sent.
  *
- * Return: 0. -EMSGSIZE: the request does not fit a frame (1 MiB), -EINVAL: the struct contradicts
- *         itself, -E2BIG: it holds something this version of the library does not know, -EAGAIN: 8 MiB
- *         wait to be sent already, -ENOMEM; or what ended the connection before. */
+ * Text and ids that do not fit a frame (1 MiB) go beside it, in a sealed memfd.
+ *
+ * Return: 0. -EMSGSIZE: text or ids take more than 64 MiB, or the rest of the request (a chat, a suffix)
+ *         more than a frame. -EINVAL: the struct contradicts itself, -E2BIG: it holds something this
+ *         version of the library does not know, -EAGAIN: 8 MiB wait to be sent already, -ENOMEM; or
+ *         what ended the connection before, or what memfd_create(2) says. */
 
 /** dsc_generate() - STARTED, then TEXT and FINISHED of each choice. Reads the whole request. */
 int dsc_generate(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret);

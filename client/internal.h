@@ -80,6 +80,13 @@ struct buffer {
 	size_t start, end, size; /* bytes: content is [start, end) */
 };
 
+/* A descriptor that goes out with the first byte of its frame, in a call that sends bytes of no other. */
+struct passed {
+	struct passed *next;
+	uint64_t start, end; /* of the frame, in bytes ever put into dsc.out */
+	int fd;
+};
+
 /* Without a descriptor a connection has ended (failed says why), or is being made again. */
 struct dsc {
 	int fd;
@@ -89,8 +96,10 @@ struct dsc {
 	struct dsc_stream *streams;
 	size_t queued; /* bytes of all streams' events that were not taken */
 	struct buffer in, out;
-	bool hello;   /* answered, by this daemon or one before it */
-	bool greeted; /* by the one that the descriptor leads to */
+	uint64_t sent;         /* bytes ever taken out of `out` */
+	struct passed *passed; /* that were not sent yet, in order */
+	bool hello;            /* answered, by this daemon or one before it */
+	bool greeted;          /* by the one that the descriptor leads to */
 	enum dsc_state state;
 	char version[65];
 	enum dsc_code code; /* of the last failure */
@@ -116,13 +125,15 @@ int dsc_end(struct dsc *c, int r, enum dsc_code code, const char *fmt, ...)
 int dsc_lost(struct dsc *c, int r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /** dsc_send() - buffer a frame and send what the socket takes. The request of a stream is kept as well. */
 int dsc_send(struct dsc *c, const Dsd__ClientFrame *frame);
-/** dsc_put() - buffer bytes; -ENOMEM. */
-int dsc_put(struct dsc *c, const void *bytes, size_t n);
+/** dsc_put() - buffer a frame, and a copy of the descriptor that goes with it (negative: none); -errno. */
+int dsc_put(struct dsc *c, const void *bytes, size_t n, int fd);
 /** dsc_find() - the stream that a request of this id is of, NULL: none; *ret_part: which of its requests. */
 struct dsc_stream *dsc_find(const struct dsc *c, uint64_t id, uint32_t *ret_part);
 /** dsc_connect_path() - a new connected socket or negative errno; @flags of socket(2). */
 int dsc_connect_path(const char *path, int flags);
 int dsc_send_hello(struct dsc *c);
+/** dsc_send_fd() - the same with a descriptor, of which the connection makes its own copy. */
+int dsc_send_fd(struct dsc *c, const Dsd__ClientFrame *frame, int fd);
 /** dsc_sleep() - poll the connection once; 0 something happened, -ETIMEDOUT, -EINTR. */
 int dsc_sleep(struct dsc *c, int timeout_ms);
 int64_t dsc_now_ms(void);
@@ -145,12 +156,13 @@ int request_send(struct dsc *c, uint64_t id, const struct ask *ask);
 /**
  * resume_keep() - keep a stream's request
  * @bytes: as packed; taken where 1 is returned
+ * @fd:    that goes with it, of which a copy is kept; negative: none
  * @sent:  it is on its way; false: it goes out once there is a connection
  *
  * Return: 1. 0: it is not one that is kept. -EAGAIN, with a sentence: too much is kept. -ENOMEM.
  */
 int resume_keep(struct dsc_stream *s, const Dsd__ClientFrame *frame, uint8_t *bytes, size_t n,
-		bool sent);
+		int fd, bool sent);
 void resume_free(struct dsc_stream *s);
 /** resume_n_parts() - requests on the wire that the stream has: its ids are s->id and the next so many. */
 uint32_t resume_n_parts(const struct dsc_stream *s);

@@ -2,10 +2,18 @@
 /* struct dsc_request to the frame it means. The caller's struct may be of an earlier or later version of
  * the library: it is copied into one of ours first. Nothing of the frame outlives the call. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "internal.h"
+
+#ifndef MFD_NOEXEC_SEAL /* Linux 6.3 */
+#define MFD_NOEXEC_SEAL 8u
+#endif
+#define PASSED_MAX (64u << 20) /* bytes of a prompt that goes beside its frame */
 
 /* What the first version had, up to its last member; anything shorter was not made by DSC_REQUEST_INIT. */
 #define REQUEST_BYTES_MIN (offsetof(struct dsc_request, deadline_ms) + sizeof(uint32_t))
@@ -45,6 +53,8 @@ struct parts {
 	Dsd__Bias **bias_list;
 	ProtobufCBinaryData *stop;
 	Dsd__Ids ids;
+	Dsd__PromptFd passed;
+	int fd; /* what the frame calls passed; else negative */
 	Dsd__Sampling sampling;
 };
 
@@ -55,6 +65,8 @@ static void parts_done(struct parts *p)
 	free(p->bias);
 	free(p->bias_list);
 	free(p->stop);
+	if (p->fd >= 0)
+		close(p->fd);
 }
 
 static int fill_chat(struct parts *p, const struct dsc_request *q)
@@ -134,6 +146,62 @@ static int fill_sampling(struct parts *p, const struct dsc_request *q)
 
 /* ---------------------------------------------------------------- one function per request */
 
+/* A memfd with that content, sealed; or -errno. */
+static int sealed_memfd(const uint8_t *data, size_t n)
+{
+	static const unsigned flags[] = {MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL,
+					 MFD_CLOEXEC | MFD_ALLOW_SEALING};
+	int fd = -1, r = 0;
+
+	for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]) && fd < 0; i++) {
+		fd = memfd_create("dsclient-prompt", flags[i]);
+		if (fd < 0 && errno != EINVAL) /* EINVAL: a kernel before 6.3 */
+			return -errno;
+	}
+	if (fd < 0)
+		return -errno;
+	for (size_t at = 0; at < n && r >= 0;) {
+		ssize_t k = write(fd, data + at, n - at);
+
+		if (k >= 0)
+			at += (size_t)k;
+		else if (errno != EINTR)
+			r = -errno;
+	}
+	if (r == 0 &&
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) < 0)
+		r = -errno;
+	if (r < 0)
+		close(fd);
+	return r < 0 ? r : fd;
+}
+
+/* Whether the prompt must go beside the frame, since with it the frame is too large for the wire; p->fd
+ * and p->passed are made then. Return: 1: it must, 0, or -errno. */
+static int pass_prompt(struct dsc *c, const Dsd__ClientFrame *frame, struct parts *p,
+		       const struct dsc_request *q)
+{
+	bool is_ids = q->prompt == DSC_PROMPT_IDS;
+	const void *data = is_ids ? (const void *)q->ids : q->text;
+	size_t n = is_ids ? q->n_ids * sizeof(*q->ids) : q->text_bytes;
+
+	if (q->prompt == DSC_PROMPT_CHAT || n == 0 ||
+	    protobuf_c_message_get_packed_size(&frame->base) <= WIRE_FRAME_MAX)
+		return 0;
+	if (n > PASSED_MAX)
+		return dsc_fail(c, -EMSGSIZE, DSC_CODE_FRAME_TOO_LARGE,
+				"the prompt takes %zu bytes, want at most %u", n, PASSED_MAX);
+	p->fd = sealed_memfd(data, n);
+	if (p->fd < 0)
+		return dsc_fail(c, p->fd, DSC_CODE_NONE, "a memfd of %zu bytes: %s", n,
+				strerror(-p->fd));
+	p->passed = (Dsd__PromptFd)DSD__PROMPT_FD__INIT;
+	p->passed.kind =
+		is_ids ? DSD__PROMPT_KIND__PROMPT_KIND_IDS : DSD__PROMPT_KIND__PROMPT_KIND_TEXT;
+	p->passed.bytes = (uint32_t)n;
+	return 1;
+}
+
 static int wrong_prompt(struct dsc *c, const struct dsc_request *q, const char *want)
 {
 	return dsc_fail(c, -EINVAL, DSC_CODE_NONE, "request.prompt: got %u, want %s", q->prompt,
@@ -144,6 +212,7 @@ static int send_generate(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p
 			 const struct dsc_request *q)
 {
 	Dsd__Generate m = DSD__GENERATE__INIT;
+	int r;
 
 	switch (q->prompt) {
 	case DSC_PROMPT_TEXT:
@@ -173,13 +242,21 @@ static int send_generate(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p
 	m.has_reuse_generated = m.reuse_generated = (q->set & DSC_SET_REUSE_GENERATED) != 0;
 	frame->msg_case = DSD__CLIENT_FRAME__MSG_GENERATE;
 	frame->generate = &m;
-	return dsc_send(c, frame);
+	r = pass_prompt(c, frame, p, q);
+	if (r < 0)
+		return r;
+	if (r > 0) {
+		m.prompt_case = DSD__GENERATE__PROMPT_PROMPT_FD;
+		m.prompt_fd = &p->passed;
+	}
+	return dsc_send_fd(c, frame, p->fd);
 }
 
 static int send_score(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p,
 		      const struct dsc_request *q)
 {
 	Dsd__Score m = DSD__SCORE__INIT;
+	int r;
 
 	switch (q->prompt) {
 	case DSC_PROMPT_TEXT:
@@ -199,13 +276,21 @@ static int send_score(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p,
 	m.has_parse_special = m.parse_special = (q->set & DSC_SET_PARSE_SPECIAL) != 0;
 	frame->msg_case = DSD__CLIENT_FRAME__MSG_SCORE;
 	frame->score = &m;
-	return dsc_send(c, frame);
+	r = pass_prompt(c, frame, p, q);
+	if (r < 0)
+		return r;
+	if (r > 0) {
+		m.prompt_case = DSD__SCORE__PROMPT_PROMPT_FD;
+		m.prompt_fd = &p->passed;
+	}
+	return dsc_send_fd(c, frame, p->fd);
 }
 
 static int send_tokenize(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p,
 			 const struct dsc_request *q)
 {
 	Dsd__Tokenize m = DSD__TOKENIZE__INIT;
+	int r;
 
 	switch (q->prompt) {
 	case DSC_PROMPT_TEXT:
@@ -224,7 +309,14 @@ static int send_tokenize(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p
 	m.has_add_bos = m.add_bos = (q->set & DSC_SET_ADD_BOS) != 0;
 	frame->msg_case = DSD__CLIENT_FRAME__MSG_TOKENIZE;
 	frame->tokenize = &m;
-	return dsc_send(c, frame);
+	r = pass_prompt(c, frame, p, q);
+	if (r < 0)
+		return r;
+	if (r > 0) {
+		m.input_case = DSD__TOKENIZE__INPUT_PROMPT_FD;
+		m.prompt_fd = &p->passed;
+	}
+	return dsc_send_fd(c, frame, p->fd);
 }
 
 static int send_detokenize(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p,
@@ -372,7 +464,7 @@ int request_send(struct dsc *c, uint64_t id, const struct ask *ask)
 {
 	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
 	struct dsc_request q = {};
-	struct parts p = {};
+	struct parts p = {.fd = -EBADF};
 	int r = 0;
 
 	if (ask->request)

@@ -14,10 +14,12 @@
  * Until then a stream is one request, its part 0. */
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -46,6 +48,7 @@ struct part {
 struct resume {
 	uint8_t *frame; /* with its header */
 	size_t frame_bytes;
+	int fd;              /* that goes with it; negative: none */
 	int64_t deadline_ms; /* INT64_MAX: none */
 	bool echo;
 	bool cancelled;
@@ -98,7 +101,7 @@ static bool is_repeatable(enum stream_kind kind)
 /* ---------------------------------------------------------------- keeping */
 
 int resume_keep(struct dsc_stream *s, const Dsd__ClientFrame *frame, uint8_t *bytes, size_t n,
-		bool sent)
+		int fd, bool sent)
 {
 	const Dsd__Generate *g =
 		frame->msg_case == DSD__CLIENT_FRAME__MSG_GENERATE ? frame->generate : NULL;
@@ -114,9 +117,18 @@ int resume_keep(struct dsc_stream *s, const Dsd__ClientFrame *frame, uint8_t *by
 				       "%zu bytes of requests wait to be sent already", c->kept);
 	if (n_parts == 0 || n_parts > CHOICES_MAX)
 		n_parts = 1; /* it will be refused */
+	if (fd >= 0) {
+		fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+		if (fd < 0)
+			return -errno;
+	}
 	r = calloc(1, sizeof(*r) + n_parts * sizeof(r->parts[0]));
-	if (!r)
+	if (!r) {
+		if (fd >= 0)
+			close(fd);
 		return -ENOMEM;
+	}
+	r->fd = fd;
 	r->frame = bytes;
 	r->frame_bytes = n;
 	r->n_parts = n_parts;
@@ -143,6 +155,8 @@ void resume_free(struct dsc_stream *s)
 	for (uint32_t i = 0; i < r->n_parts; i++)
 		free(r->parts[i].ids);
 	free(r->frame);
+	if (r->fd >= 0)
+		close(r->fd);
 	free(r);
 	s->resume = NULL;
 }
@@ -587,7 +601,7 @@ static int send_part(struct dsc_stream *s, uint32_t part, int64_t now)
 	if (!verbatim)
 		e = pack_again(s, part, now, &bytes, &n);
 	if (e == 0)
-		e = dsc_put(s->c, bytes, n);
+		e = dsc_put(s->c, bytes, n, r->fd);
 	if (!verbatim && e != -EMSGSIZE)
 		free(bytes);
 	if (e < 0) {

@@ -9,7 +9,7 @@
 #include "args.h"
 #include "output.h"
 
-#define PROMPT_MAX (64u << 20) /* bytes; a frame takes less, and says so itself */
+#define PROMPT_MAX (64u << 20) /* bytes, as libdsclient takes them */
 
 static int read_stdin(struct text *ret)
 {

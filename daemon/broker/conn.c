@@ -28,6 +28,7 @@ static void conn_free(struct conn *c)
 	quota_uncharge(c->server->quota, c->uid, QUOTA_CONNECTIONS, 1);
 	table_remove(&c->server->conns, c->index);
 	io_close(c->server->io, c->fd);
+	fd_close(c->passed);
 	free(c->body);
 	free(c->sending.data);
 	free(c->queued.data);
@@ -142,6 +143,7 @@ void conn_accept(struct server *s, int fd, bool admin)
 	c->server = s;
 	c->index = (uint32_t)i;
 	c->fd = fd;
+	c->passed = -EBADF;
 	c->uid = peer.uid;
 	c->admin = admin;
 	c->pid = peer.pid;
@@ -368,19 +370,40 @@ static void take_frame(struct conn *c, const uint8_t *data, uint32_t n)
 	if (!frame) {
 		wire_unpack_text(&arena, n, text);
 		conn_fail(c, DSD__CODE__CODE_MALFORMED, text);
+	} else if (c->passed >= 0 && !rpc_takes_descriptor(frame)) {
+		conn_fail(c, DSD__CODE__CODE_MALFORMED,
+			  "a descriptor came with a frame that takes none");
 	} else if (wire_check(&frame->base, text) < 0) {
 		conn_send_error(c, frame->id, DSD__CODE__CODE_INVALID_ARGUMENT, text, 0);
 	} else {
 		rpc_dispatch(c, frame);
 	}
 	wire_arena_done(&arena);
+	fd_close(conn_take_passed(c)); /* where nobody took it */
 	/* This frame is whole; the time for the next one begins with its first byte. */
 	if (c->hello && !c->closing)
 		c->deadline_usec = 0;
 }
 
-/* Takes from @data what the current header or body still lacks. Return: bytes taken. */
-static size_t take_bytes(struct conn *c, const uint8_t *data, size_t n)
+/* A descriptor comes with the last byte of what was received with it, and so belongs to the frame that
+ * byte is of: the kernel puts a piece with a descriptor behind earlier ones, and nothing behind it. */
+static void adopt_passed(struct conn *c, int *arrived)
+{
+	if (c->passed < 0)
+		c->passed = TAKE_FD(*arrived);
+	else if (*arrived >= 0)
+		conn_fail(c, DSD__CODE__CODE_MALFORMED,
+			  "a second descriptor came with a frame: want one");
+}
+
+int conn_take_passed(struct conn *c)
+{
+	return TAKE_FD(c->passed);
+}
+
+/* Takes from @data what the current header or body still lacks; @arrived: came with the last of @data's
+ * bytes. Return: bytes taken. */
+static size_t take_bytes(struct conn *c, const uint8_t *data, size_t n, int *arrived)
 {
 	uint32_t want;
 	char text[128];
@@ -409,7 +432,10 @@ static size_t take_bytes(struct conn *c, const uint8_t *data, size_t n)
 	if (c->n_body == 0 && n >= c->body_bytes) { /* whole: no copy */
 		k = c->body_bytes;
 		c->n_header = 0;
-		take_frame(c, data, c->body_bytes);
+		if (k == n)
+			adopt_passed(c, arrived);
+		if (!c->closing)
+			take_frame(c, data, c->body_bytes);
 		return k;
 	}
 	if (!c->body) {
@@ -427,17 +453,19 @@ static size_t take_bytes(struct conn *c, const uint8_t *data, size_t n)
 		_cleanup_(freep) uint8_t *body = TAKE_PTR(c->body);
 
 		c->n_header = 0;
-		take_frame(c, body, c->body_bytes);
+		if (k == n)
+			adopt_passed(c, arrived);
+		if (!c->closing)
+			take_frame(c, body, c->body_bytes);
 	}
 	return k;
 }
 
 void conn_on_recv(struct conn *c, const struct io_event *ev)
 {
+	_cleanup_(fd_closep) int arrived = ev->fd;
 	size_t at = 0;
 
-	if (ev->fd >= 0)
-		io_close(c->server->io, ev->fd); /* no message of this protocol takes one yet */
 	if (ev->last)
 		c->receiving = false;
 	if (c->dead) {
@@ -450,13 +478,13 @@ void conn_on_recv(struct conn *c, const struct io_event *ev)
 		return;
 	}
 	c->server->count.bytes_in += (uint64_t)ev->res;
-	if ((ev->fd >= 0 || ev->truncated) && !c->closing) {
+	if (ev->truncated && !c->closing)
 		conn_fail(c, DSD__CODE__CODE_MALFORMED,
-			  "a descriptor came with a frame that takes none");
-		return;
-	}
+			  "more than one descriptor came at once: want one");
 	while (at < (size_t)ev->res && !c->closing && !c->doomed)
-		at += take_bytes(c, ev->data + at, (size_t)ev->res - at);
+		at += take_bytes(c, ev->data + at, (size_t)ev->res - at, &arrived);
+	if (!c->closing && !c->doomed && arrived >= 0)
+		adopt_passed(c, &arrived);
 	if (c->closing)
 		return;
 	/* A deadline runs from the first byte of a frame, and from accept to Hello. */

@@ -40,6 +40,7 @@ struct conn {
 	uint32_t n_header;
 	uint8_t *body;
 	uint32_t body_bytes, n_body;
+	int passed; /* descriptor that came with the frame that is half here or being handled */
 
 	/* Output: one buffer is with the kernel, the other fills; then they change places. */
 	struct conn_buffer {
@@ -62,6 +63,8 @@ void conn_on_send(struct conn *c, const struct io_event *ev);
 uint64_t conn_on_tick(struct conn *c, uint64_t now);
 /** conn_has_output() - something waits until the peer reads. */
 bool conn_has_output(const struct conn *c);
+/** conn_take_passed() - the descriptor that came with the frame being handled; -EBADF: none did. */
+int conn_take_passed(struct conn *c);
 /** conn_send() - queue a frame. A frame that does not fit ends the connection. */
 void conn_send(struct conn *c, const Dsd__ServerFrame *frame);
 /** conn_send_token() - queue the frame of a token. */

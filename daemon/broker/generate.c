@@ -517,9 +517,11 @@ void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 	s = take_sampling(r, g->sampling);
 	if (s == 0)
 		s = take_resume(r, g->resume, &why);
-	if (s == 0 && g->has_suffix && g->prompt_case != DSD__GENERATE__PROMPT_TEXT) {
+	if (s == 0 && g->has_suffix && g->prompt_case != DSD__GENERATE__PROMPT_TEXT &&
+	    (g->prompt_case != DSD__GENERATE__PROMPT_PROMPT_FD ||
+	     g->prompt_fd->kind != DSD__PROMPT_KIND__PROMPT_KIND_TEXT)) {
 		s = -EINVAL;
-		why = "generate.suffix goes with generate.text";
+		why = "generate.suffix goes with a text";
 	}
 	if (s == 0)
 		switch (g->prompt_case) {
@@ -540,9 +542,16 @@ void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 		case DSD__GENERATE__PROMPT_IDS:
 			s = request_set_ids(r, g->ids);
 			break;
+		case DSD__GENERATE__PROMPT_PROMPT_FD:
+			s = request_set_prompt_fd(r, g->prompt_fd,
+						  g->has_parse_special && g->parse_special);
+			r->input.encode_flags |= ENCODE_BOS;
+			if (s == 0 && g->has_suffix)
+				s = request_set_suffix(r, &g->suffix);
+			break;
 		default:
 			s = -EINVAL;
-			why = "generate.prompt: got nothing, want text, chat or ids";
+			why = "generate.prompt: got nothing, want text, chat, ids or prompt_fd";
 		}
 	if (s < 0) {
 		request_fail_input(r, s, why);

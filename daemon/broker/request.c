@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "broker/conn.h"
 #include "broker/model.h"
+#include "broker/passed.h"
 #include "broker/rpc.h"
 #include "broker/server.h"
 #include "quota/quota.h"
@@ -93,6 +94,7 @@ struct request *request_new_of(struct conn *c, uint64_t id, struct model *m,
 	r->ready = ready;
 	r->arrived_usec = io_now_usec(s->io);
 	r->deadline_usec = UINT64_MAX;
+	r->input.passed = -EBADF;
 	r->next = c->requests;
 	if (r->next)
 		r->next->prev = r;
@@ -108,6 +110,7 @@ static void input_done(struct request_input *in)
 		explicit_bzero(in->text, in->n_text);
 	free(in->text);
 	free(in->messages);
+	fd_close(in->passed);
 	ids_done(&in->ids);
 }
 
@@ -291,6 +294,50 @@ int request_set_ids(struct request *r, const Dsd__Ids *ids)
 	return ids_append(&r->input.ids, ids->ids, ids->n_ids);
 }
 
+int request_set_prompt_fd(struct request *r, const Dsd__PromptFd *p, bool parse_special)
+{
+	_cleanup_(fd_closep) int fd = conn_take_passed(r->conn);
+	struct request_input *in = &r->input;
+	int e;
+
+	if (fd < 0)
+		return error_set(&r->encode_error, -EINVAL,
+				 "prompt_fd: no descriptor came with the frame");
+	e = passed_check(fd, p->bytes, &r->encode_error);
+	if (e == 0)
+		e = charge_bytes(r, p->bytes);
+	if (e < 0)
+		return e;
+	if (p->kind == DSD__PROMPT_KIND__PROMPT_KIND_IDS) {
+		if (p->bytes % sizeof(*in->ids.id) != 0)
+			return error_set(&r->encode_error, -EINVAL,
+					 "prompt_fd.bytes: got %u, want 4 for each id", p->bytes);
+		in->is_ids = true;
+		in->ids.id = malloc(p->bytes);
+		in->ids.n = in->ids.n_alloc = in->ids.id ? p->bytes / sizeof(*in->ids.id) : 0;
+		if (!in->ids.id)
+			return -ENOMEM;
+	} else {
+		in->text = malloc(p->bytes + 1u);
+		if (!in->text)
+			return -ENOMEM;
+		in->n_text = p->bytes;
+		in->encode_flags = parse_special ? ENCODE_PARSE_SPECIAL : 0;
+	}
+	in->n_passed = p->bytes;
+	in->passed = TAKE_FD(fd);
+	return 0;
+}
+
+static int copy_passed(struct request_input *in, struct error *err)
+{
+	int r = passed_copy(in->passed, in->is_ids ? (void *)in->ids.id : in->text, in->n_passed,
+			    err);
+
+	in->passed = fd_close(in->passed);
+	return r;
+}
+
 static int encode_chat(const struct vocab *v, struct request_input *in, struct error *err)
 {
 	_cleanup_(freep) struct message *messages = calloc(in->n_messages + 1u, sizeof(*messages));
@@ -339,14 +386,14 @@ static void encode(void *arg)
 	struct request_input *in = &r->input;
 	const struct image_header *h = vocab_image(r->vocab)->h;
 
-	if (in->is_ids) {
-		r->encode_result = 0;
-	} else if (in->is_chat) {
+	r->encode_result = in->passed >= 0 ? copy_passed(in, &r->encode_error) : 0;
+	if (r->encode_result < 0 || in->is_ids)
+		return;
+	if (in->is_chat) {
 		r->encode_result = encode_chat(r->vocab, in, &r->encode_error);
 	} else if (in->has_suffix) {
 		r->encode_result = encode_fim(r->vocab, in, &r->encode_error);
 	} else {
-		r->encode_result = 0;
 		if (in->force_bos && !(in->encode_flags & ENCODE_BOS) && h->bos != IMAGE_NONE)
 			r->encode_result = ids_push(&in->ids, h->bos);
 		if (r->encode_result == 0)
@@ -359,7 +406,8 @@ static void encode(void *arg)
 void request_fail_input(struct request *r, int e, const char *why)
 {
 	if (e == -EINVAL)
-		request_fail(r, DSD__CODE__CODE_INVALID_ARGUMENT, why, 0);
+		request_fail(r, DSD__CODE__CODE_INVALID_ARGUMENT,
+			     why[0] ? why : r->encode_error.text, 0);
 	else
 		request_fail(r, DSD__CODE__CODE_RESOURCE_EXHAUSTED,
 			     e == -EDQUOT ? r->encode_error.text : "the daemon is out of memory",
@@ -431,7 +479,7 @@ void request_start(struct request *r)
 		return;
 	}
 	r->vocab = vocab_ref(model_vocab(r->model));
-	if (!r->input.is_ids && r->input.n_text > REQUEST_INLINE_TEXT) {
+	if (r->input.passed >= 0 || (!r->input.is_ids && r->input.n_text > REQUEST_INLINE_TEXT)) {
 		r->encoding = true;
 		if (io_work(io, encode, r, tag_make(TAG_REQUEST, r->index, r->generation)) == 0)
 			return;

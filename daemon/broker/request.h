@@ -37,6 +37,8 @@ struct request_input {
 	bool has_suffix; /* fill in the middle: text is prefix and suffix, one after the other */
 	size_t n_prefix;
 	struct ids ids; /* given, or the result */
+	int passed;     /* memfd that text or ids are still to be copied from; else -EBADF */
+	size_t n_passed;
 };
 
 /* Which of the sampling options that a model may have defaults for were given. */
@@ -116,7 +118,9 @@ int request_set_text(struct request *r, const ProtobufCBinaryData *text, bool pa
 int request_set_suffix(struct request *r, const ProtobufCBinaryData *suffix);
 int request_set_chat(struct request *r, const Dsd__Chat *chat);
 int request_set_ids(struct request *r, const Dsd__Ids *ids);
-/** request_fail_input() - what a request_set_*() returned; @why for -EINVAL. Frees @r. */
+/** request_set_prompt_fd() - the content of the descriptor that came with the frame, copied off the loop. */
+int request_set_prompt_fd(struct request *r, const Dsd__PromptFd *p, bool parse_special);
+/** request_fail_input() - what a request_set_*() returned; @why: the handler's own -EINVAL. Frees @r. */
 void request_fail_input(struct request *r, int e, const char *why);
 /** request_start() - encode, wait for the model if it loads, then call ready(). */
 void request_start(struct request *r);

@@ -47,6 +47,20 @@ static const struct rpc_method admin_methods[] = {
 };
 _Static_assert(N_ELEMENTS(user_methods) == N_ELEMENTS(admin_methods), "one length for both");
 
+bool rpc_takes_descriptor(const Dsd__ClientFrame *frame)
+{
+	switch (frame->msg_case) {
+	case DSD__CLIENT_FRAME__MSG_GENERATE:
+		return frame->generate->prompt_case == DSD__GENERATE__PROMPT_PROMPT_FD;
+	case DSD__CLIENT_FRAME__MSG_SCORE:
+		return frame->score->prompt_case == DSD__SCORE__PROMPT_PROMPT_FD;
+	case DSD__CLIENT_FRAME__MSG_TOKENIZE:
+		return frame->tokenize->input_case == DSD__TOKENIZE__INPUT_PROMPT_FD;
+	default:
+		return false;
+	}
+}
+
 void rpc_dispatch(struct conn *c, const Dsd__ClientFrame *frame)
 {
 	const struct rpc_method *m = NULL;

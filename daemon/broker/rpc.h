@@ -1,11 +1,15 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
 /* From a checked frame to its handler: one table, preconditions as columns. Thread: broker. */
+#include <stdbool.h>
+
 #include "broker/proto.h"
 
 struct conn;
 
 void rpc_dispatch(struct conn *c, const Dsd__ClientFrame *frame);
+/** rpc_takes_descriptor() - the frame names a descriptor that comes with it. */
+bool rpc_takes_descriptor(const Dsd__ClientFrame *frame);
 
 /* Handlers; each answers or starts a request that will. The frame dies when they return. */
 typedef void (*rpc_handler)(struct conn *c, const Dsd__ClientFrame *frame);

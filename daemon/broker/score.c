@@ -133,9 +133,14 @@ void rpc_score(struct conn *c, const Dsd__ClientFrame *frame)
 	case DSD__SCORE__PROMPT_IDS:
 		s = request_set_ids(r, q->ids);
 		break;
+	case DSD__SCORE__PROMPT_PROMPT_FD:
+		s = request_set_prompt_fd(r, q->prompt_fd,
+					  q->has_parse_special && q->parse_special);
+		r->input.force_bos = true;
+		break;
 	default:
 		s = -EINVAL;
-		why = "score.prompt: got nothing, want text or ids";
+		why = "score.prompt: got nothing, want text, ids or prompt_fd";
 	}
 	if (s < 0)
 		request_fail_input(r, s, why);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Tokenize and Detokenize: the text module over the wire, in parts that fit a frame. */
 #include <errno.h>
+#include <stdio.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -13,12 +14,22 @@
 
 #define TOKENIZE_PART   65536u  /* ids of one TokenizeReply */
 #define DETOKENIZE_PART 524288u /* bytes of one DetokenizeReply */
+#define TOKENIZE_MAX                                                                               \
+	(4u << 20) /* ids of one answer: 3 bytes each, what a connection's queue holds */
 
 static void tokenize_ready(struct request *r)
 {
 	const struct ids *ids = &r->input.ids;
 	size_t at = 0;
 
+	if (ids->n > TOKENIZE_MAX) {
+		char why[96];
+
+		snprintf(why, sizeof(why), "the text has %zu tokens: want at most %u", ids->n,
+			 TOKENIZE_MAX);
+		request_fail(r, DSD__CODE__CODE_INVALID_ARGUMENT, why, 0);
+		return;
+	}
 	do {
 		Dsd__ServerFrame frame = DSD__SERVER_FRAME__INIT;
 		Dsd__TokenizeReply reply = DSD__TOKENIZE_REPLY__INIT;
@@ -52,9 +63,19 @@ void rpc_tokenize(struct conn *c, const Dsd__ClientFrame *frame)
 	case DSD__TOKENIZE__INPUT_CHAT:
 		s = request_set_chat(r, t->chat);
 		break;
+	case DSD__TOKENIZE__INPUT_PROMPT_FD:
+		if (t->prompt_fd->kind != DSD__PROMPT_KIND__PROMPT_KIND_TEXT) {
+			s = -EINVAL;
+			why = "tokenize.prompt_fd.kind: got IDS, want TEXT";
+			break;
+		}
+		s = request_set_prompt_fd(r, t->prompt_fd,
+					  t->has_parse_special && t->parse_special);
+		r->input.force_bos = t->has_add_bos && t->add_bos;
+		break;
 	default:
 		s = -EINVAL;
-		why = "tokenize.input: got nothing, want text or chat";
+		why = "tokenize.input: got nothing, want text, chat or prompt_fd";
 	}
 	if (s < 0)
 		request_fail_input(r, s, why);

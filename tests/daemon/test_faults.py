@@ -142,7 +142,7 @@ def test_a_value_out_of_range_is_named(fake, sampling, words):
     (dict(ids=[70000]), "is 70000: want less than 258"),
     (dict(ids=[]), "no tokens: want at least one"),
     (dict(text=""), "got 0 bytes, want at least one"),
-    (dict(), "got nothing, want text, chat or ids"),
+    (dict(), "got nothing, want text, chat, ids or prompt_fd"),
     (dict(text="x" * 9000), "9001 tokens: want fewer than 8192"),
 ])
 def test_a_bad_prompt_is_named(fake, prompt, words):

@@ -50,6 +50,9 @@ CLIENT = {
     "generate_ids": num(1, 5) + data(3, data(4, packed(1, [0, 1, 1048575]))),
     "generate_resume": num(1, 6) + data(3, data(2, b"x") + data(9, packed(1, [4, 5]) + num(2, 2**64 - 1)
                                                                 + data(3, bytes(range(16))))),
+    "generate_fd": num(1, 6) + data(3, data(12, num(1, 2) + num(2, 64 << 20)) + data(7, b"end")),
+    "score_fd": num(1, 7) + data(4, data(6, num(1, 1) + num(2, 1))),
+    "tokenize_fd": num(1, 8) + data(5, data(6, num(1, 3) + num(2, (64 << 20) + 1))),
     "score": num(1, 7) + data(4, data(2, b"abc") + num(4, 3) + num(5, 0)),
     "tokenize": num(1, 8) + data(5, data(2, b"\xff\x00a") + num(4, 1) + num(5, 1)),
     "detokenize": num(1, 9) + data(6, data(2, packed(1, [3, 2, 1])) + num(3, 1)),

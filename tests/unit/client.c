@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* libdsclient against a daemon that each test plays itself, on the other end of a socketpair. */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -11,7 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -813,15 +816,22 @@ static void request_past_a_frame_is_refused_and_the_connection_lives(void **stat
 	struct dsc_request r = DSC_REQUEST_INIT;
 	struct dsc_stream *s = NULL;
 	char *text = calloc(1, 1u << 20);
+	const struct dsc_message m = {DSC_ROLE_USER, text, 1u << 20};
 	uint64_t id;
 
 	(void)state;
 	assert_non_null(text);
-	r.text = text;
-	r.text_bytes = 1u << 20;
+	r.prompt = DSC_PROMPT_CHAT;
+	r.messages = &m;
+	r.n_messages = 1;
 	assert_int_equal(dsc_generate(p.c, &r, &s), -EMSGSIZE);
 	assert_non_null(strstr(dsc_error(p.c), "want at most 1048576"));
 	assert_int_equal(dsc_code(p.c), DSC_CODE_FRAME_TOO_LARGE);
+	r.prompt = DSC_PROMPT_TEXT;
+	r.text = text;
+	r.text_bytes = (64u << 20) + 1; /* never looked at */
+	assert_int_equal(dsc_generate(p.c, &r, &s), -EMSGSIZE);
+	assert_non_null(strstr(dsc_error(p.c), "want at most 67108864"));
 	assert_null(s);
 	free(text);
 	generate(&p, &id);
@@ -869,6 +879,123 @@ static void large_request_goes_out_in_parts(void **state)
 	free(text);
 	free(got);
 	peer_done(&p);
+}
+
+/* What one recvmsg() gives, with the descriptor that came along. */
+static size_t receive_some(struct peer *p, uint8_t *data, size_t n, int *ret_fd)
+{
+	union {
+		struct cmsghdr h;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec iov = {data, n};
+	struct msghdr mh = {.msg_iov = &iov,
+			    .msg_iovlen = 1,
+			    .msg_control = &control,
+			    .msg_controllen = sizeof(control)};
+	ssize_t k = recvmsg(p->fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *h = k > 0 ? CMSG_FIRSTHDR(&mh) : NULL;
+
+	*ret_fd = -EBADF;
+	if (h)
+		memcpy(ret_fd, CMSG_DATA(h), sizeof(*ret_fd));
+	return k > 0 ? (size_t)k : 0;
+}
+
+/* The next whole frame, which must come alone if it brings a descriptor. */
+static Dsd__ClientFrame *receive_passed(struct peer *p, int *ret_fd)
+{
+	static uint8_t data[WIRE_HEADER_BYTES + WIRE_FRAME_MAX];
+	size_t at = 0, want = WIRE_HEADER_BYTES;
+	Dsd__ClientFrame *frame;
+
+	*ret_fd = -EBADF;
+	while (at < want) {
+		int fd;
+
+		at += receive_some(p, data + at, want - at, &fd);
+		if (fd >= 0) {
+			assert_true(*ret_fd < 0);
+			*ret_fd = fd;
+		}
+		if (at == want && want == WIRE_HEADER_BYTES)
+			want += wire_frame_length(data);
+		assert_int_equal(dsc_process(p->c), 0);
+	}
+	wire_arena_done(&p->arena);
+	assert_int_equal(wire_arena_init(&p->arena, want - WIRE_HEADER_BYTES), 0);
+	frame = wire_unpack_client(data + WIRE_HEADER_BYTES, want - WIRE_HEADER_BYTES, &p->arena);
+	assert_non_null(frame);
+	return frame;
+}
+
+static void check_passed(int fd, const Dsd__PromptFd *m, Dsd__PromptKind kind, const void *want,
+			 size_t n)
+{
+	void *got = mmap(NULL, n, PROT_READ, MAP_PRIVATE, fd, 0);
+	struct stat st;
+
+	assert_int_equal(m->kind, kind);
+	assert_int_equal(m->bytes, n);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(st.st_size, n);
+	assert_int_equal(fcntl(fd, F_GET_SEALS) & 15,
+			 F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL);
+	assert_true(got != MAP_FAILED);
+	assert_memory_equal(got, want, n);
+	munmap(got, n);
+	close(fd);
+}
+
+/* Also where the socket takes little at a time and other requests wait before and behind. */
+static void prompt_past_a_frame_goes_beside_it_as_a_sealed_memfd(void **state)
+{
+	struct peer p = peer_new();
+	struct dsc_request small = DSC_REQUEST_INIT, text = DSC_REQUEST_INIT,
+			   ids = DSC_REQUEST_INIT;
+	struct dsc_stream *s[6] = {};
+	const size_t n = 2u << 20;
+	uint32_t *data = malloc(n);
+	int few = 4096, fd, before = dup(0);
+	Dsd__ClientFrame *f;
+
+	(void)state;
+	assert_non_null(data);
+	for (size_t i = 0; i < n / 4; i++)
+		data[i] = (uint32_t)(i * 7919 + 200000) % 1000000;
+	setsockopt(dsc_fd(p.c), SOL_SOCKET, SO_SNDBUF, &few, sizeof(few));
+	small.text = data;
+	small.text_bytes = 100000;
+	text.text = data;
+	text.text_bytes = n;
+	ids.prompt = DSC_PROMPT_IDS;
+	ids.ids = data;
+	ids.n_ids = n / 4;
+	assert_int_equal(dsc_generate(p.c, &small, &s[0]), 0);
+	assert_int_equal(dsc_generate(p.c, &text, &s[1]), 0);
+	assert_int_equal(dsc_score(p.c, &ids, &s[2]), 0);
+	assert_int_equal(dsc_tokenize(p.c, &text, &s[3]), 0);
+	assert_int_equal(dsc_generate(p.c, &small, &s[4]), 0);
+	assert_int_equal(dsc_generate(p.c, &ids, &s[5]), 0);
+
+	f = receive_passed(&p, &fd);
+	assert_int_equal(f->generate->text.len, 100000);
+	assert_true(fd < 0);
+	f = receive_passed(&p, &fd);
+	assert_int_equal(f->generate->prompt_case, DSD__GENERATE__PROMPT_PROMPT_FD);
+	check_passed(fd, f->generate->prompt_fd, DSD__PROMPT_KIND__PROMPT_KIND_TEXT, data, n);
+	f = receive_passed(&p, &fd);
+	assert_int_equal(f->score->prompt_case, DSD__SCORE__PROMPT_PROMPT_FD);
+	check_passed(fd, f->score->prompt_fd, DSD__PROMPT_KIND__PROMPT_KIND_IDS, data, n);
+	f = receive_passed(&p, &fd);
+	assert_int_equal(f->tokenize->input_case, DSD__TOKENIZE__INPUT_PROMPT_FD);
+	check_passed(fd, f->tokenize->prompt_fd, DSD__PROMPT_KIND__PROMPT_KIND_TEXT, data, n);
+	peer_done(&p); /* with one descriptor unsent */
+	free(data);
+	fd = dup(0);
+	assert_true(fd <= before + 1);
+	close(fd);
+	close(before);
 }
 
 static void requests_nobody_reads_are_refused_in_the_end(void **state)
@@ -1364,6 +1491,7 @@ int main(void)
 		cmocka_unit_test(request_of_another_version_is_taken_or_refused_by_its_bytes),
 		cmocka_unit_test(request_must_have_a_prompt_its_call_takes),
 		cmocka_unit_test(request_past_a_frame_is_refused_and_the_connection_lives),
+		cmocka_unit_test(prompt_past_a_frame_goes_beside_it_as_a_sealed_memfd),
 		cmocka_unit_test(large_request_goes_out_in_parts),
 		cmocka_unit_test(requests_nobody_reads_are_refused_in_the_end),
 		cmocka_unit_test(collect_adds_up_the_choices),
