@@ -698,6 +698,8 @@ uint64_t model_on_tick(struct model *m, uint64_t now)
 	uint64_t next = idle_tick(m, now), look = watch_on_tick(m, now);
 
 	next = MIN(next, look);
+	if (m->sched)
+		next = MIN(next, sched_on_tick(m->sched, now));
 	if (m->settles_usec && now >= m->settles_usec)
 		model_settled(m);
 	if (m->settles_usec)

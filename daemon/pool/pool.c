@@ -329,6 +329,25 @@ static bool check_found(struct pool *p, page_id page)
 	return false;
 }
 
+/* One more reference to a page of the index. */
+static page_id ref_found(struct pool *p, page_id page)
+{
+	if (p->uses[page].refs++ == 0)
+		prefix_revive(p->prefix, page);
+	return page;
+}
+
+page_id pool_ref_indexed(struct pool *p, page_id page)
+{
+	page_id twin;
+
+	assert(page < p->cfg.n_pages && p->uses[page].refs > 0);
+	twin = prefix_find_twin(p->prefix, page);
+	if (twin == PAGE_NONE || !check_found(p, twin))
+		twin = page; /* the index knows neither: for its holder alone */
+	return ref_found(p, twin);
+}
+
 page_id pool_find_page(struct pool *p, const uint8_t domain[16], const uint8_t parent[16],
 		       uint32_t first_pos, const uint32_t ids[PAGE_TOKENS], uint32_t n_prompt,
 		       bool any_path, uint8_t ret_chain[16])
@@ -345,11 +364,7 @@ page_id pool_find_page(struct pool *p, const uint8_t domain[16], const uint8_t p
 	pool_chain(p, parent, ids, PAGE_TOKENS, key.chain);
 	memcpy(ret_chain, key.chain, 16);
 	page = prefix_find(p->prefix, &key);
-	if (page == PAGE_NONE || !check_found(p, page))
-		return PAGE_NONE;
-	if (p->uses[page].refs++ == 0)
-		prefix_revive(p->prefix, page);
-	return page;
+	return page == PAGE_NONE || !check_found(p, page) ? PAGE_NONE : ref_found(p, page);
 }
 
 uint32_t pool_drop_cached(struct pool *p, const uint8_t *domain)

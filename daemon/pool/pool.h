@@ -101,6 +101,11 @@ void pool_chain(const struct pool *p, const uint8_t parent[16], const uint32_t *
 #define POOL_SWEEP 64u
 int pool_take_page(struct pool *p, const uint8_t domain[16], page_id *ret);
 void pool_ref_page(struct pool *p, page_id page);
+/**
+ * pool_ref_indexed() - one more reference to what the index finds for a sealed page that has one: itself,
+ * or another with the same rows that was there first. Return: which.
+ */
+page_id pool_ref_indexed(struct pool *p, page_id page);
 /** pool_unref_page() - the last reference makes a sealed page cached, the warmest; others free. */
 void pool_unref_page(struct pool *p, page_id page);
 /** pool_unref_page_cold() - the same, but the coldest: pages that should not drive out others. */

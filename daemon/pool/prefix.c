@@ -82,7 +82,7 @@ page_id prefix_find(const struct prefix *x, const struct prefix_key *key)
 	return PAGE_NONE;
 }
 
-void prefix_add(struct prefix *x, page_id page)
+page_id prefix_find_twin(const struct prefix *x, page_id page)
 {
 	const struct page_record *rec = &x->records[page];
 	struct prefix_key key = {
@@ -91,11 +91,17 @@ void prefix_add(struct prefix *x, page_id page)
 		.ids = rec->ids,
 		.n_prompt = rec->n_prompt,
 	};
-	page_id *b = bucket(x, rec->chain);
+
+	memcpy(key.chain, rec->chain, 16);
+	return prefix_find(x, &key);
+}
+
+void prefix_add(struct prefix *x, page_id page)
+{
+	page_id *b = bucket(x, x->records[page].chain);
 
 	assert(!x->entries[page].held);
-	memcpy(key.chain, rec->chain, 16);
-	if (prefix_find(x, &key) != PAGE_NONE)
+	if (prefix_find_twin(x, page) != PAGE_NONE)
 		return;
 	x->entries[page] = (struct entry){.next = *b, .held = true};
 	*b = page;

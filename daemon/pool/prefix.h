@@ -28,6 +28,8 @@ struct prefix_key {
 void prefix_add(struct prefix *x, page_id page);
 bool prefix_holds(const struct prefix *x, page_id page);
 page_id prefix_find(const struct prefix *x, const struct prefix_key *key);
+/** prefix_find_twin() - what is found for the rows of a sealed page: itself or another; PAGE_NONE. */
+page_id prefix_find_twin(const struct prefix *x, page_id page);
 /** prefix_retire() - its last reference is gone: cached, as the warmest or the coldest. */
 void prefix_retire(struct prefix *x, page_id page, bool cold);
 /** prefix_revive() - a cached page has a reference again. */

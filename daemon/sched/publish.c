@@ -24,8 +24,7 @@ int published_new(struct published **ret, const struct seq *q, const char *name)
 		return -ENOMEM;
 	strcpy(p->name, name);
 	p->ids = io_alloc(io, (q->n_prompt + 1) * sizeof(*p->ids));
-	p->pages = io_alloc(io, (q->n_prompt / PAGE_TOKENS + 1) * sizeof(*p->pages));
-	if (!p->ids || !p->pages) {
+	if (!p->ids) {
 		published_free(q->sched, p);
 		return -ENOMEM;
 	}
@@ -38,10 +37,8 @@ struct published *published_free(struct sched *s, struct published *p)
 {
 	if (!p)
 		return NULL;
-	for (uint32_t i = p->n_pages; i-- > 0;)
-		pool_unref_page(s->cfg.pool, p->pages[i]);
+	held_drop(s, &p->held);
 	free(p->ids);
-	free(p->pages);
 	free(p);
 	return NULL;
 }
@@ -64,15 +61,15 @@ int published_keep(struct seq *q)
 {
 	struct sched *s = q->sched;
 	struct published *p = q->publish, **at = place(s, p->name);
+	int r;
 
 	/* Half of the pool at the most: the rest is for those who run. */
 	if (!at || (pool_n_pages(s->cfg.pool) - sched_n_pages(s)) + q->n_sealed >
 			   pool_n_pages(s->cfg.pool) / 2)
 		return -ENOSPC;
-	for (; p->n_pages < q->n_sealed; p->n_pages++) {
-		p->pages[p->n_pages] = q->pages[p->n_pages];
-		pool_ref_page(s->cfg.pool, p->pages[p->n_pages]);
-	}
+	r = held_take(s, &p->held, q->pages, q->n_sealed);
+	if (r < 0)
+		return r;
 	published_free(s, *at);
 	*at = p;
 	q->publish = NULL;
@@ -89,7 +86,7 @@ const struct published *published_find(const struct sched *s, const struct seq *
 		uint32_t n = 0;
 
 		/* Whole pages of prompt rows, and one row at least is left to compute. */
-		while (p && n < p->n_pages && (n + 1) * PAGE_TOKENS < q->n_ids &&
+		while (p && n < p->held.n && (n + 1) * PAGE_TOKENS < q->n_ids &&
 		       (n + 1) * PAGE_TOKENS <= q->n_prompt &&
 		       memcmp(p->ids + n * PAGE_TOKENS, q->ids + n * PAGE_TOKENS,
 			      PAGE_TOKENS * sizeof(*p->ids)) == 0)

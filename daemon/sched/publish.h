@@ -11,7 +11,7 @@ struct seq;
 /** published_new() - an entry for what @q computes; -EINVAL: a bad name; -ENOMEM. */
 int published_new(struct published **ret, const struct seq *q, const char *name);
 struct published *published_free(struct sched *s, struct published *p); /* gives its pages back */
-/** published_keep() - @q has computed its prompt: its sealed pages become the entry's. -ENOSPC. */
+/** published_keep() - @q has computed its prompt: its sealed pages become the entry's. -ENOSPC, -ENOMEM. */
 int published_keep(struct seq *q);
 /** published_find() - the entry that @q begins with the furthest; *ret_n: whole pages of it. */
 const struct published *published_find(const struct sched *s, const struct seq *q, uint32_t *ret_n);

@@ -17,6 +17,7 @@
 #include "quota/quota.h"
 #include "sched/publish.h"
 #include "sched/seq.h"
+#include "sched/session.h"
 
 static const uint8_t seq_next[_SEQ_STATE_MAX] = {
 	/* legal successors */
@@ -78,6 +79,7 @@ struct sched *sched_free(struct sched *s)
 	assert(s->waiting.n == 0 && s->running.n == 0);
 	for (uint32_t i = 0; i < SCHED_PUBLISHED_MAX; i++)
 		published_free(s, s->published[i]);
+	session_free_all(s);
 	free(s);
 	return NULL;
 }
@@ -181,6 +183,7 @@ static void seq_remove(struct seq *q)
 	for (struct seq *f = s->waiting.first; f; f = f->next)
 		if (f->leader == q)
 			f->leader = NULL;
+	session_keep(q);
 	seq_drop_pages(q);
 	seq_set_state(q, SEQ_DONE);
 	published_free(s, q->publish);
@@ -266,6 +269,8 @@ int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret
 		pool_domain(s->cfg.pool, q->uid, q->domain);
 	}
 	memcpy(q->chain, q->domain, sizeof(q->chain));
+	if (cfg->session)
+		q->session = session_use(s, q->uid, cfg->session);
 	list_enqueue(&s->waiting, q, false);
 	*ret = q;
 	return 0;
@@ -335,9 +340,11 @@ static uint32_t pages_wanted(const struct seq *q)
 	return want > q->n_pages ? want - q->n_pages : 0;
 }
 
-/* The youngest sequence without a slot that holds pages gives them up. Return: false: there is none. */
+/* What is only kept goes before what is being worked on. Return: false: there is nothing. */
 bool sched_reclaim(struct sched *s, const struct seq *spare)
 {
+	if (session_give_up(s))
+		return true;
 	for (struct seq *q = s->waiting.last; q; q = q->prev)
 		if (q->n_pages && q != spare) {
 			seq_drop_pages(q);
@@ -398,8 +405,10 @@ static void attach_prefix(struct seq *q)
 	if (n > q->n_pages && !q->publish) {
 		seq_drop_pages(q);
 		for (uint32_t i = 0; i < n; i++) {
-			pool_ref_page(s->cfg.pool, p->pages[i]);
-			if (!attach_page(q, p->pages[i], pool_page_chain(s->cfg.pool, p->pages[i])))
+			page_id page = p->held.pages[i];
+
+			pool_ref_page(s->cfg.pool, page);
+			if (!attach_page(q, page, pool_page_chain(s->cfg.pool, page)))
 				break;
 		}
 		q->n_shared = q->n_pages * PAGE_TOKENS;
@@ -728,7 +737,7 @@ uint32_t sched_n_pages(const struct sched *s)
 	uint32_t n = pool_n_pages(s->cfg.pool);
 
 	for (uint32_t i = 0; i < SCHED_PUBLISHED_MAX; i++)
-		n -= s->published[i] ? s->published[i]->n_pages : 0;
+		n -= s->published[i] ? s->published[i]->held.n : 0;
 	return n;
 }
 
@@ -768,7 +777,7 @@ static bool owns_its_pages(const struct seq *q)
 int sched_check(const struct sched *s, struct error *err)
 {
 	uint32_t n_slots = 0;
-	uint64_t n_refs = 0, n_shared = 0, in_flight = 0, posted = 0;
+	uint64_t n_refs = session_n_pages(s), n_shared = 0, in_flight = 0, posted = 0;
 
 	for (const struct seq *q = s->running.first; q; q = q->next) {
 		if (q->slot >= s->cfg.n_slots || s->by_slot[q->slot] != q)
@@ -794,7 +803,7 @@ int sched_check(const struct sched *s, struct error *err)
 		n_refs += q->n_pages;
 	}
 	for (uint32_t i = 0; i < SCHED_PUBLISHED_MAX; i++)
-		n_shared += s->published[i] ? s->published[i]->n_pages : 0;
+		n_shared += s->published[i] ? s->published[i]->held.n : 0;
 	for (uint32_t i = s->n_taken; i != s->n_posted; i++)
 		posted += s->posted[i % STEPS_QUEUED].n;
 	if (posted != in_flight)
@@ -803,10 +812,13 @@ int sched_check(const struct sched *s, struct error *err)
 	if (n_slots != s->running.n)
 		return error_set(err, -EBADF, "%u in the running list, %u counted", n_slots,
 				 s->running.n);
+	if (session_n_pages(s) > pool_n_pages(s->cfg.pool) / 2)
+		return error_set(err, -EBADF, "sessions hold %u pages of %u", session_n_pages(s),
+				 pool_n_pages(s->cfg.pool));
 	/* What another scheduler of the same pool holds is counted there. */
 	if (pool_n_users(s->cfg.pool) == 1 && pool_n_refs(s->cfg.pool) != n_refs + n_shared)
 		return error_set(err, -EBADF, "%llu references in block tables, %llu in the pool",
-				 (unsigned long long)n_refs,
+				 (unsigned long long)(n_refs + n_shared),
 				 (unsigned long long)pool_n_refs(s->cfg.pool));
 	if (quota_total(s->cfg.quota, QUOTA_PAGES) < n_refs)
 		return error_set(err, -EBADF, "%llu pages held, %llu charged",

@@ -65,6 +65,7 @@ struct seq_config {
 	enum seq_priority priority;
 	bool reuse_generated; /* pages with generated rows of any request of this user may serve */
 	const char *publish; /* name: compute the prompt (max_tokens 0) and keep it for everybody */
+	uint64_t session;    /* it runs in, of this user; 0, or one that has ended: in none */
 	struct seq *leader;  /* of the same prompt: wait until it has computed it; NULL: nobody */
 };
 
@@ -107,6 +108,25 @@ int sched_unpublish(struct sched *s, const char *name);
 
 /** sched_move_published() - what @from has published over the same pool is @to's from now on. */
 void sched_move_published(struct sched *to, struct sched *from);
+
+/* A session keeps the sealed pages of the last sequence that ran in it until its lease ends; each use
+ * begins the lease anew, and it does not end while a sequence runs in it. It is its user's: another's id
+ * is none. Its pages are charged to the user, and are given up early when the pool is short (session.h). */
+#define SCHED_SESSIONS_PER_UID 64u
+/** sched_open_session() - *ret_id is random, not 0. Return: 0. -EAGAIN: too many, with a sentence. -ENOMEM. */
+int sched_open_session(struct sched *s, uid_t uid, uint64_t lease_usec, uint64_t *ret_id,
+		       struct error *err);
+/**
+ * sched_fork_session() - another session with the same pages and lease
+ * Return: 0. -ENOENT. -EAGAIN, -EDQUOT: too many sessions or pages, with a sentence. -ENOMEM.
+ */
+int sched_fork_session(struct sched *s, uid_t uid, uint64_t id, uint64_t *ret_id,
+		       uint64_t *ret_lease_usec, struct error *err);
+/** sched_close_session() - its pages are cached like any others. Return: 0 or -ENOENT. */
+int sched_close_session(struct sched *s, uid_t uid, uint64_t id);
+bool sched_has_session(const struct sched *s, uid_t uid, uint64_t id);
+/** sched_on_tick() - end the leases that are over. Return: when the next one is, UINT64_MAX: none. */
+uint64_t sched_on_tick(struct sched *s, uint64_t now);
 
 /** seq_cancel() - the sequence ends without a word; its pages are free once no step uses them. */
 void seq_cancel(struct seq *q);

@@ -2,6 +2,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One sequence, as sched.c and batch.c share it; nobody else includes this. */
 #include "layout/page.h"
+#include "sched/held.h"
 #include "sched/sched.h"
 
 #define SEQ_EOS_MAX  8u
@@ -42,6 +43,7 @@ struct seq {
 	bool done;  /* goes when its steps are back */
 
 	struct seq *leader;
+	struct session *session; /* keeps what it has sealed; NULL: none */
 	struct published
 		*publish; /* to be filled when the prompt is computed; NULL: nothing is published */
 	struct channel_params params;
@@ -63,8 +65,7 @@ struct seq_list {
 struct published {
 	char name[SCHED_PUBLISHED_NAME_MAX];
 	uint32_t *ids;
-	page_id *pages; /* one reference each */
-	uint32_t n_pages;
+	struct held held;
 };
 
 /* Whose rows a posted step holds. */
@@ -85,6 +86,7 @@ struct sched {
 	uint32_t n_posted, n_taken;         /* steps ever; their difference is in flight */
 	bool in_callbacks, hold_new;
 	struct published *published[SCHED_PUBLISHED_MAX];
+	struct session *sessions; /* list */
 	struct sched_stats stats;
 };
 
@@ -111,8 +113,8 @@ int seq_reserve(struct seq *q, uint32_t n_rows, struct error *err);
 void seq_drop_pages(struct seq *q);
 /** seq_preempt() - out of the running set, back into the queue, without pages. */
 void seq_preempt(struct seq *q);
-/** sched_reclaim() - take the pages of the youngest sequence without a slot, but for @spare (NULL: of
- * any). Return: false: none holds any. */
+/** sched_reclaim() - take the pages of the session used the longest ago, else of the youngest sequence
+ * without a slot, but for @spare (NULL: of any). Return: false: none holds any. */
 bool sched_reclaim(struct sched *s, const struct seq *spare);
 
 /** batch_post() - build and post one step (batch.c). Return: rows posted, 0 where none are owed. */

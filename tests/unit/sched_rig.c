@@ -318,6 +318,7 @@ int rig_submit(struct rig *r, struct rig_seq *q, uid_t uid, uint32_t seed, uint3
 		.eos = eos,
 		.n_eos = 1,
 		.priority = r->priority,
+		.session = r->session,
 	};
 	struct error err = {};
 	int ret;

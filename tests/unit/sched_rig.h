@@ -38,6 +38,7 @@ struct rig {
 	bool no_token_row;          /* the next answer's first row has no token */
 	uint32_t eos_one_in;        /* 0: never */
 	enum seq_priority priority; /* of what is submitted next */
+	uint64_t session;           /* the same; 0: none */
 };
 
 struct rig_config {
