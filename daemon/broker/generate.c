@@ -335,6 +335,7 @@ static int submit_choice(struct request *r, uint32_t i, struct error *err)
 		.n_eos = h->n_eos,
 		.priority = r->priority,
 		.reuse_generated = r->reuse_generated,
+		.session = r->session,
 		.leader = i > 0 ? r->choices[0].seq : NULL,
 	};
 	int s;
@@ -499,11 +500,14 @@ static int take_resume(struct request *r, const Dsd__Resume *resume, const char 
 void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 {
 	const Dsd__Generate *g = frame->generate;
-	struct request *r = request_new(c, frame->id, g->model, generate_ready);
+	struct model *m = g->has_session && !g->model
+				  ? server_find_session(c->server, c->uid, g->session)
+				  : NULL;
+	struct request *r = request_new(c, frame->id, m ? model_name(m) : g->model, generate_ready);
 	const char *why = "";
 	int s;
 
-	if (!r)
+	if (!r || (g->has_session && !request_set_session(r, g->session)))
 		return;
 	if (g->has_deadline_ms) {
 		r->deadline_usec = r->arrived_usec + g->deadline_ms * UINT64_C(1000);

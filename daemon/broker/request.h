@@ -88,6 +88,7 @@ struct request {
 	uint32_t max_tokens, n_prompt, n_cached;
 	enum seq_priority priority;
 	bool reuse_generated;
+	uint64_t session; /* 0: none */
 	bool want_logprobs, echo, skip_special;
 	uint64_t deadline_usec; /* UINT64_MAX: none */
 	struct stop_string stops[STOP_STRINGS_MAX];
@@ -120,6 +121,8 @@ int request_set_chat(struct request *r, const Dsd__Chat *chat);
 int request_set_ids(struct request *r, const Dsd__Ids *ids);
 /** request_set_prompt_fd() - the content of the descriptor that came with the frame, copied off the loop. */
 int request_set_prompt_fd(struct request *r, const Dsd__PromptFd *p, bool parse_special);
+/** request_set_session() - to run in it; false: it is none of this user and model. Frees @r then. */
+bool request_set_session(struct request *r, uint64_t session);
 /** request_fail_input() - what a request_set_*() returned; @why: the handler's own -EINVAL. Frees @r. */
 void request_fail_input(struct request *r, int e, const char *why);
 /** request_start() - encode, wait for the model if it loads, then call ready(). */

@@ -27,6 +27,9 @@ static const struct rpc_method user_methods[] = {
 	[DSD__CLIENT_FRAME__MSG_STATS] = {rpc_stats, AFTER_HELLO},
 	[DSD__CLIENT_FRAME__MSG_LIST] = {rpc_list, AFTER_HELLO},
 	[DSD__CLIENT_FRAME__MSG_CANCEL_REQUEST] = {rpc_cancel_request, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_SESSION_OPEN] = {rpc_session_open, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_SESSION_FORK] = {rpc_session_fork, AFTER_HELLO},
+	[DSD__CLIENT_FRAME__MSG_SESSION_CLOSE] = {rpc_session_close, AFTER_HELLO},
 	[DSD__CLIENT_FRAME__MSG_DRAIN] = {},
 };
 

@@ -23,6 +23,9 @@ void rpc_detokenize(struct conn *c, const Dsd__ClientFrame *frame);     /* token
 void rpc_cancel(struct conn *c, const Dsd__ClientFrame *frame);         /* request.c */
 void rpc_list(struct conn *c, const Dsd__ClientFrame *frame);           /* list.c */
 void rpc_cancel_request(struct conn *c, const Dsd__ClientFrame *frame); /* list.c */
+void rpc_session_open(struct conn *c, const Dsd__ClientFrame *frame);   /* session.c */
+void rpc_session_fork(struct conn *c, const Dsd__ClientFrame *frame);   /* session.c */
+void rpc_session_close(struct conn *c, const Dsd__ClientFrame *frame);  /* session.c */
 void rpc_publish(struct conn *c, const Dsd__ClientFrame *frame);        /* publish.c */
 void rpc_unpublish(struct conn *c, const Dsd__ClientFrame *frame);      /* publish.c */
 void rpc_evict(struct conn *c, const Dsd__ClientFrame *frame);          /* publish.c */

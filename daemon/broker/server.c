@@ -92,6 +92,17 @@ struct model *server_find_model(const struct server *s, const char *name)
 	return NULL;
 }
 
+struct model *server_find_session(const struct server *s, uid_t uid, uint64_t id)
+{
+	for (uint32_t i = 0; i < s->n_models; i++) {
+		const struct sched *sched = model_sched(s->models[i]);
+
+		if (sched && sched_has_session(sched, uid, id))
+			return s->models[i];
+	}
+	return NULL;
+}
+
 Dsd__State server_state(const struct server *s)
 {
 	Dsd__State state = DSD__STATE__STATE_DEGRADED;

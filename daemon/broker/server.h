@@ -122,3 +122,5 @@ void server_wake_at(struct server *s, uint64_t usec);
 Dsd__State server_state(const struct server *s);
 /** server_find_model() - by name, as requests find it; NULL or "": the first. NULL: there is none. */
 struct model *server_find_model(const struct server *s, const char *name);
+/** server_find_session() - the model that has that session of the user's; NULL: none has. */
+struct model *server_find_session(const struct server *s, uid_t uid, uint64_t id);
