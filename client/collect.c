@@ -192,6 +192,7 @@ int dsc_result_add(struct dsc_result *result, const struct dsc_event *e)
 	case DSC_EVENT_STATS:
 	case DSC_EVENT_REQUESTS:
 	case DSC_EVENT_PROGRESS:
+	case DSC_EVENT_SESSION:
 	case DSC_EVENT_ERROR:
 		return 0;
 	}

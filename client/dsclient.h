@@ -109,6 +109,8 @@ struct dsc_stop {
 #define DSC_SET_LOGPROBS           (UINT64_C(1) << 11)
 #define DSC_SET_PRIORITY           (UINT64_C(1) << 12)
 #define DSC_SET_DEADLINE_MS        (UINT64_C(1) << 13)
+#define DSC_SET_SESSION            (UINT64_C(1) << 14)
+#define DSC_SET_LEASE_MS           (UINT64_C(1) << 15)
 /* Switches: set is on. */
 #define DSC_SET_IGNORE_EOS (UINT64_C(1) << 32) /* go on after an end token */
 #define DSC_SET_ECHO       (UINT64_C(1) << 33) /* the prompt is part of the answer */
@@ -151,6 +153,8 @@ struct dsc_request {
 	uint32_t n;        /* choices */
 	uint32_t logprobs; /* the chosen token's and so many of the best */
 	uint32_t deadline_ms;
+	uint64_t session;  /* that it runs in, or that is meant */
+	uint32_t lease_ms; /* dsc_session_open: how long the session keeps what nobody uses */
 };
 
 #ifdef __cplusplus
@@ -259,6 +263,7 @@ enum dsc_event_type {
 	DSC_EVENT_ERROR = 8,     /* the last event of any other */
 	DSC_EVENT_REQUESTS = 9,  /* list: once or more, each with some of them */
 	DSC_EVENT_PROGRESS = 10, /* load, unload, reload, drain: any number */
+	DSC_EVENT_SESSION = 11,
 };
 
 /* Made by the library, which may append members in later versions. */
@@ -311,6 +316,10 @@ struct dsc_event {
 	/* PROGRESS */
 	const char *stage;
 	float progress; /* 0 to 1 */
+
+	/* SESSION */
+	uint64_t session;
+	uint32_t lease_ms;
 };
 
 /* ---------------------------------------------------------------- connection */
@@ -421,6 +430,18 @@ int dsc_list(struct dsc *c, struct dsc_stream **ret);
  * this one with DONE, or with DSC_CODE_NOT_FOUND where there is none of that number to see.
  */
 int dsc_cancel_request(struct dsc *c, uint64_t request, struct dsc_stream **ret);
+/**
+ * dsc_session_open() - SESSION: a new one. Reads model, lease_ms (not set: the daemon's choice).
+ *
+ * A generate in a session leaves the pages that it filled with that session until the lease ends, so that
+ * the next one with the same beginning need not compute it again. It belongs to the user, not to
+ * the connection. One that has ended is DSC_CODE_NOT_FOUND.
+ */
+int dsc_session_open(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret);
+/** dsc_session_fork() - SESSION: another one that begins with the pages of request->session. */
+int dsc_session_fork(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret);
+/** dsc_session_close() - request->session ends; only DONE comes. */
+int dsc_session_close(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret);
 
 /* What follows is answered on the administrative socket alone. */
 

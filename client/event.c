@@ -431,6 +431,19 @@ static int event_requests(struct dsc_stream *s, const Dsd__ListReply *m)
 	return 0;
 }
 
+static int event_session(struct dsc_stream *s, const Dsd__SessionReply *m)
+{
+	struct room room;
+	struct event_node *node = node_new(DSC_EVENT_SESSION, 0, &room);
+
+	if (!node)
+		return -ENOMEM;
+	node->event.session = m->session;
+	node->event.lease_ms = m->lease_ms;
+	append(s, node);
+	return event_done(s, NULL, 0);
+}
+
 /* ---------------------------------------------------------------- which frame answers what */
 
 static int event_progress(struct dsc_stream *s, const Dsd__Progress *m)
@@ -446,7 +459,7 @@ static int event_progress(struct dsc_stream *s, const Dsd__Progress *m)
 	return 0;
 }
 
-/* Ack and Progress answer several kinds, each other frame one. */
+/* Ack, Progress and SessionReply answer several kinds, each other frame one. */
 static bool takes_progress(enum stream_kind kind)
 {
 	return kind == STREAM_LOAD || kind == STREAM_UNLOAD || kind == STREAM_RELOAD ||
@@ -456,7 +469,7 @@ static bool takes_progress(enum stream_kind kind)
 static bool takes_ack(enum stream_kind kind)
 {
 	return takes_progress(kind) || kind == STREAM_CANCEL_REQUEST || kind == STREAM_PUBLISH ||
-	       kind == STREAM_UNPUBLISH || kind == STREAM_EVICT;
+	       kind == STREAM_UNPUBLISH || kind == STREAM_EVICT || kind == STREAM_SESSION_CLOSE;
 }
 
 int event_from_frame(struct dsc_stream *s, const Dsd__ServerFrame *f)
@@ -485,6 +498,9 @@ int event_from_frame(struct dsc_stream *s, const Dsd__ServerFrame *f)
 		return event_done(s, NULL, f->ack->count);
 	if (f->msg_case == DSD__SERVER_FRAME__MSG_PROGRESS && takes_progress(s->kind))
 		return event_progress(s, f->progress);
+	if (f->msg_case == DSD__SERVER_FRAME__MSG_SESSION &&
+	    (s->kind == STREAM_SESSION_OPEN || s->kind == STREAM_SESSION_FORK))
+		return event_session(s, f->session);
 	/* An answer of another kind, or one that a later daemon gives. */
 	if (f->msg_case == DSD__SERVER_FRAME__MSG_HELLO ||
 	    (size_t)f->msg_case >= sizeof(kind_of) / sizeof(kind_of[0]) ||

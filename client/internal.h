@@ -48,7 +48,10 @@ enum stream_kind {
 	STREAM_LOAD,
 	STREAM_UNLOAD,
 	STREAM_RELOAD,
-	STREAM_DRAIN
+	STREAM_DRAIN,
+	STREAM_SESSION_OPEN,
+	STREAM_SESSION_FORK,
+	STREAM_SESSION_CLOSE
 };
 
 /* What a call asks for; what its kind does not read is 0. */

@@ -240,6 +240,8 @@ static int send_generate(struct dsc *c, Dsd__ClientFrame *frame, struct parts *p
 	m.deadline_ms = q->deadline_ms;
 	m.has_parse_special = m.parse_special = (q->set & DSC_SET_PARSE_SPECIAL) != 0;
 	m.has_reuse_generated = m.reuse_generated = (q->set & DSC_SET_REUSE_GENERATED) != 0;
+	m.has_session = (q->set & DSC_SET_SESSION) != 0;
+	m.session = q->session;
 	frame->msg_case = DSD__CLIENT_FRAME__MSG_GENERATE;
 	frame->generate = &m;
 	r = pass_prompt(c, frame, p, q);
@@ -402,6 +404,38 @@ static int send_model_verb(struct dsc *c, Dsd__ClientFrame *frame, const struct 
 	return dsc_send(c, frame);
 }
 
+static int send_session_open(struct dsc *c, Dsd__ClientFrame *frame, const struct dsc_request *q)
+{
+	Dsd__SessionOpen m = DSD__SESSION_OPEN__INIT;
+
+	m.model = (char *)q->model;
+	m.has_lease_ms = (q->set & DSC_SET_LEASE_MS) != 0;
+	m.lease_ms = q->lease_ms;
+	frame->msg_case = DSD__CLIENT_FRAME__MSG_SESSION_OPEN;
+	frame->session_open = &m;
+	return dsc_send(c, frame);
+}
+
+static int send_session_fork(struct dsc *c, Dsd__ClientFrame *frame, const struct dsc_request *q)
+{
+	Dsd__SessionFork m = DSD__SESSION_FORK__INIT;
+
+	m.session = q->session;
+	frame->msg_case = DSD__CLIENT_FRAME__MSG_SESSION_FORK;
+	frame->session_fork = &m;
+	return dsc_send(c, frame);
+}
+
+static int send_session_close(struct dsc *c, Dsd__ClientFrame *frame, const struct dsc_request *q)
+{
+	Dsd__SessionClose m = DSD__SESSION_CLOSE__INIT;
+
+	m.session = q->session;
+	frame->msg_case = DSD__CLIENT_FRAME__MSG_SESSION_CLOSE;
+	frame->session_close = &m;
+	return dsc_send(c, frame);
+}
+
 static int send_kind(struct dsc *c, Dsd__ClientFrame *frame, const struct ask *ask, struct parts *p,
 		     const struct dsc_request *q)
 {
@@ -456,6 +490,12 @@ static int send_kind(struct dsc *c, Dsd__ClientFrame *frame, const struct ask *a
 	case STREAM_RELOAD:
 	case STREAM_DRAIN:
 		return send_model_verb(c, frame, ask);
+	case STREAM_SESSION_OPEN:
+		return send_session_open(c, frame, q);
+	case STREAM_SESSION_FORK:
+		return send_session_fork(c, frame, q);
+	case STREAM_SESSION_CLOSE:
+		return send_session_close(c, frame, q);
 	}
 	return -EINVAL;
 }

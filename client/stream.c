@@ -120,6 +120,21 @@ int dsc_drain(struct dsc *c, const char *model, unsigned flags, struct dsc_strea
 	return start(c, &(struct ask){.kind = STREAM_DRAIN, .model = model, .flags = flags}, ret);
 }
 
+int dsc_session_open(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_SESSION_OPEN, .request = request}, ret);
+}
+
+int dsc_session_fork(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_SESSION_FORK, .request = request}, ret);
+}
+
+int dsc_session_close(struct dsc *c, const struct dsc_request *request, struct dsc_stream **ret)
+{
+	return start(c, &(struct ask){.kind = STREAM_SESSION_CLOSE, .request = request}, ret);
+}
+
 int dsc_next(struct dsc_stream *s, const struct dsc_event **ret)
 {
 	struct event_node *node = s->first;

@@ -141,7 +141,37 @@ static void end_answer(const struct chat *c, const struct answer *a)
 		out_text("\n", 1);
 }
 
-/* Sends the conversation and prints the answer as it comes. Return: 0 or an exit status after a sentence. */
+/* What the daemon keeps of the conversation between two turns. Without it answers are the same, only later:
+ * nothing is said of it. */
+static void hold_pages(struct chat *c)
+{
+	struct dsc_stream *stream = NULL;
+	const struct dsc_event *e;
+
+	if (c->request.set & DSC_SET_SESSION ||
+	    dsc_session_open(c->session.c, &c->request, &stream) < 0)
+		return;
+	while (session_next(&c->session, stream, &e) > 0)
+		if (e->type == DSC_EVENT_SESSION) {
+			c->request.session = e->session;
+			c->request.set |= DSC_SET_SESSION;
+		}
+	dsc_stream_free(stream);
+}
+
+static void drop_pages(struct chat *c)
+{
+	struct dsc_stream *stream = NULL;
+
+	if (!(c->request.set & DSC_SET_SESSION))
+		return;
+	c->request.set &= ~DSC_SET_SESSION;
+	if (dsc_session_close(c->session.c, &c->request, &stream) == 0)
+		dsc_stream_free(stream);
+}
+
+/* Sends the conversation and prints the answer as it comes. Return: 0 or an exit status after a sentence;
+ * -ENOENT: the session has ended, nothing was said, and it can be asked again. */
 static int ask(struct chat *c, struct answer *a)
 {
 	struct dsc_stream *stream = NULL;
@@ -153,6 +183,12 @@ static int ask(struct chat *c, struct answer *a)
 	if (dsc_generate(c->session.c, &c->request, &stream) < 0)
 		return session_status(&c->session);
 	while (status == STATUS_OK && (r = session_next(&c->session, stream, &e)) > 0) {
+		if (e->type == DSC_EVENT_ERROR && e->code == DSC_CODE_NOT_FOUND &&
+		    c->request.set & DSC_SET_SESSION) {
+			c->request.set &= ~DSC_SET_SESSION;
+			dsc_stream_free(stream);
+			return -ENOENT;
+		}
 		if (e->type == DSC_EVENT_ERROR)
 			end_answer(c, a); /* before the sentence */
 		status = take_event(c, a, e);
@@ -237,8 +273,12 @@ static int turn(struct chat *c, struct text question)
 		r = say(STATUS_FAILED, "out of memory");
 	if (r == 0)
 		r = session_renew(&c->session);
-	if (r == 0)
+	if (r == 0) {
+		hold_pages(c);
 		r = ask(c, &a);
+	}
+	if (r == -ENOENT)
+		r = ask(c, &a); /* without; the next turn opens another */
 	if (r == 0 && a.result->n_choices == 0)
 		r = say(STATUS_FAILED, "the daemon ended the request without an answer");
 	/* The last word may have come before Ctrl-C was heard of. */
@@ -265,6 +305,7 @@ static int run_clear(struct chat *c, char *arguments)
 {
 	(void)arguments;
 	conversation_clear(&c->talk);
+	drop_pages(c);
 	free(c->dropped.data);
 	c->dropped = (struct text){};
 	note(c, "(the conversation is forgotten)");
@@ -595,6 +636,8 @@ static int run(const struct global *global, void *data, char **args, size_t n_ar
 	c->screen = isatty(STDOUT_FILENO);
 	r = open_chat(c, global);
 	line_reader_free(c->lines);
+	if (c->session.c)
+		drop_pages(c);
 	session_close(&c->session);
 	conversation_done(&c->talk);
 	free(c->dropped.data);

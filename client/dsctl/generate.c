@@ -41,6 +41,8 @@ static const struct arg_option options[] = {
 	 NUMBER(logprobs, DSC_SET_LOGPROBS)},
 	{"--parse-special", NULL, "control tokens written out in the prompt become their ids",
 	 ARG_BITS, SWITCH(DSC_SET_PARSE_SPECIAL)},
+	{"--session", "ID", "find what the last request in it computed, and leave it for the next",
+	 ARG_U64, NUMBER(session, DSC_SET_SESSION)},
 	{"--priority", "CLASS", "interactive, normal or batch", ARG_STRING, FIELD(priority)},
 };
 

@@ -11,7 +11,7 @@ int main(int argc, char **argv)
 		&verb_ping,       &verb_generate, &verb_chat,    &verb_batch,     &verb_tokenize,
 		&verb_detokenize, &verb_score,    &verb_models,  &verb_stats,     &verb_top,
 		&verb_ps,         &verb_cancel,   &verb_publish, &verb_unpublish, &verb_evict,
-		&verb_load,       &verb_unload,   &verb_reload,  &verb_drain,
+		&verb_load,       &verb_unload,   &verb_reload,  &verb_drain,     &verb_session,
 	};
 
 	setlocale(LC_CTYPE,

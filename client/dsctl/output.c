@@ -50,8 +50,10 @@ int out_json(struct json_object *o)
 				       o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE)
 			     : NULL;
 
-	if (text)
+	if (text) {
 		puts(text);
+		fflush(stdout); /* a program may wait for it before it says the next thing */
+	}
 	json_object_put(o);
 	return text ? STATUS_OK : say(STATUS_FAILED, "out of memory");
 }

@@ -24,3 +24,4 @@ extern const struct verb verb_load;
 extern const struct verb verb_unload;
 extern const struct verb verb_reload;
 extern const struct verb verb_drain;
+extern const struct verb verb_session;

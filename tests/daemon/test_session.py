@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sessions over the wire: what a lease keeps, whose it is, and when it ends."""
+import json
 import os
 import signal
+import subprocess
 import time
 
 import pytest
 
 from dsdtest import Client, Daemon, pb
+from test_dsctl import DSCTL, dsctl
 
 PROMPT = "what one user of this host says again and again. " * 5  # 245 bytes, 246 ids, 3 pages
 
@@ -167,6 +170,64 @@ def test_another_users_session_is_none(small):
     os.close(r)
     assert say(c, PROMPT, s).usage.cached_tokens == 192
     close(c, s)
+
+
+def test_dsctl_opens_uses_forks_and_closes_one(small):
+    def generate(session):
+        return json.loads(dsctl(small, "generate", "--json", "--max-tokens", "2", "--session", session, PROMPT).stdout)
+
+    session = dsctl(small, "session", "open", "--lease", "60").stdout.decode().strip()
+    assert int(session) > 0 and generate(session)["usage"]["cached_tokens"] in (0, 192)
+    flood(small)
+    assert generate(session)["usage"]["cached_tokens"] == 192
+    fork = json.loads(dsctl(small, "session", "fork", "--json", session).stdout)["session"]
+    assert dsctl(small, "session", "close", session).stdout == b""
+    assert b"NOT_FOUND" in dsctl(small, "session", "close", session, code=1).stderr
+    flood(small)
+    assert generate(fork)["usage"]["cached_tokens"] == 192
+    dsctl(small, "session", "close", fork)
+    for args in (["lose"], ["open", "7"], ["close"], ["close", "x"], ["open", "--lease", "0"], []):
+        dsctl(small, "session", *args, code=2)
+    assert used(small.client()) == 0
+
+
+def test_dsctl_chat_keeps_its_conversation_warm_and_gives_it_back(small):
+    """A turn, a flood, a second turn that finds the first; then nothing is held any more."""
+    p = subprocess.Popen([DSCTL, "--socket", small.socket, "chat", "--json", "--max-tokens", "2"], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE)
+
+    def turn(text):
+        p.stdin.write(text.encode() + b"\n")
+        p.stdin.flush()
+        return json.loads(p.stdout.readline())["usage"]["cached_tokens"]
+
+    turn(PROMPT)
+    flood(small)
+    assert turn("and then?") >= 192
+    p.stdin.close()
+    assert p.wait(30) == 0
+    p.stdout.close()
+    for _ in range(250):
+        if used(small.client()) == 0:
+            break
+        time.sleep(0.02)
+    assert used(small.client()) == 0
+
+
+def test_dsctl_chat_goes_on_when_its_session_is_gone(small):
+    p = subprocess.Popen([DSCTL, "--socket", small.socket, "chat", "--json", "--max-tokens", "2"], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdin.write(b"one\n")
+    p.stdin.flush()
+    assert "text" in json.loads(p.stdout.readline())
+    small.stop()
+    small.start()
+    p.stdin.write(b"two\nthree\n")
+    p.stdin.close()
+    assert [sorted(json.loads(p.stdout.readline())) for _ in range(2)] == [["finish", "seed", "text", "usage"]] * 2
+    assert p.wait(30) == 0 and p.stderr.read() == b""
+    p.stdout.close()
+    p.stderr.close()
 
 
 def test_a_session_outlives_its_worker(small):

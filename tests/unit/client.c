@@ -574,7 +574,7 @@ static void what_a_later_daemon_says_is_passed_over(void **state)
 {
 	/* id 2 with field 100, a message; and id 2 with nothing but an unknown number */
 	static const char later[] =
-		"\x07\0\0\0\x08\x02\xa2\x06\x02\x08\x01\x04\0\0\0\x08\x02\x78\x05";
+		"\x07\0\0\0\x08\x02\xa2\x06\x02\x08\x01\x05\0\0\0\x08\x02\xf8\x01\x05";
 	struct peer p = peer_new();
 	uint64_t id;
 	struct dsc_stream *s = generate(&p, &id);
@@ -996,6 +996,70 @@ static void prompt_past_a_frame_goes_beside_it_as_a_sealed_memfd(void **state)
 	assert_true(fd <= before + 1);
 	close(fd);
 	close(before);
+}
+
+static void session_calls_say_what_is_set_and_give_the_id(void **state)
+{
+	struct peer p = peer_new();
+	struct dsc_request r = DSC_REQUEST_INIT;
+	struct dsc_stream *s[3];
+	const struct dsc_event *e;
+	Dsd__ClientFrame *f;
+	Dsd__ServerFrame reply = DSD__SERVER_FRAME__INIT;
+	Dsd__SessionReply session = DSD__SESSION_REPLY__INIT;
+	Dsd__Ack ack = DSD__ACK__INIT;
+
+	(void)state;
+	r.model = "tiny";
+	r.lease_ms = 5000;
+	r.session = UINT64_C(0xfedcba9876543210);
+	r.set = DSC_SET_LEASE_MS | DSC_SET_SESSION;
+	assert_int_equal(dsc_session_open(p.c, &r, &s[0]), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_SESSION_OPEN);
+	assert_string_equal(f->session_open->model, "tiny");
+	assert_int_equal(f->session_open->lease_ms, 5000);
+	session.session = 7;
+	session.lease_ms = 5000;
+	reply.id = f->id;
+	reply.msg_case = DSD__SERVER_FRAME__MSG_SESSION;
+	reply.session = &session;
+	peer_send(&p, &reply);
+	assert_int_equal(dsc_wait(s[0], &e, -1), 1);
+	assert_int_equal(e->type, DSC_EVENT_SESSION);
+	assert_true(e->session == 7 && e->lease_ms == 5000);
+	assert_int_equal(dsc_wait(s[0], &e, -1), 1);
+	assert_int_equal(e->type, DSC_EVENT_DONE);
+
+	assert_int_equal(dsc_session_fork(p.c, &r, &s[1]), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_SESSION_FORK);
+	assert_true(f->session_fork->session == r.session);
+	reply.id = f->id;
+	peer_send(&p, &reply);
+	assert_int_equal(dsc_wait(s[1], &e, -1), 1);
+	assert_int_equal(e->type, DSC_EVENT_SESSION);
+
+	assert_int_equal(dsc_session_close(p.c, &r, &s[2]), 0);
+	f = peer_receive(&p);
+	assert_int_equal(f->msg_case, DSD__CLIENT_FRAME__MSG_SESSION_CLOSE);
+	assert_true(f->session_close->session == r.session);
+	reply.id = f->id;
+	reply.msg_case = DSD__SERVER_FRAME__MSG_ACK;
+	reply.ack = &ack;
+	peer_send(&p, &reply);
+	assert_int_equal(dsc_wait(s[2], &e, -1), 1);
+	assert_int_equal(e->type, DSC_EVENT_DONE);
+
+	r.text = "x";
+	r.text_bytes = 1;
+	assert_int_equal(dsc_generate(p.c, &r, &s[0]), 0);
+	f = peer_receive(&p);
+	assert_true(f->generate->has_session && f->generate->session == r.session);
+	r.set = 0;
+	assert_int_equal(dsc_generate(p.c, &r, &s[0]), 0);
+	assert_false(peer_receive(&p)->generate->has_session);
+	peer_done(&p);
 }
 
 static void requests_nobody_reads_are_refused_in_the_end(void **state)
@@ -1492,6 +1556,7 @@ int main(void)
 		cmocka_unit_test(request_must_have_a_prompt_its_call_takes),
 		cmocka_unit_test(request_past_a_frame_is_refused_and_the_connection_lives),
 		cmocka_unit_test(prompt_past_a_frame_goes_beside_it_as_a_sealed_memfd),
+		cmocka_unit_test(session_calls_say_what_is_set_and_give_the_id),
 		cmocka_unit_test(large_request_goes_out_in_parts),
 		cmocka_unit_test(requests_nobody_reads_are_refused_in_the_end),
 		cmocka_unit_test(collect_adds_up_the_choices),
