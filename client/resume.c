@@ -93,6 +93,9 @@ static bool is_repeatable(enum stream_kind kind)
 	case STREAM_UNLOAD:
 	case STREAM_RELOAD:
 	case STREAM_DRAIN:
+	case STREAM_SESSION_OPEN: /* there would be two */
+	case STREAM_SESSION_FORK:
+	case STREAM_SESSION_CLOSE:
 		break;
 	}
 	return false;

@@ -507,7 +507,8 @@ void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 	const char *why = "";
 	int s;
 
-	if (!r || (g->has_session && !request_set_session(r, g->session)))
+	/* A daemon that was started anew knows no session; a stream goes on without. */
+	if (!r || (g->has_session && !request_set_session(r, g->session, !g->resume)))
 		return;
 	if (g->has_deadline_ms) {
 		r->deadline_usec = r->arrived_usec + g->deadline_ms * UINT64_C(1000);

@@ -121,8 +121,11 @@ int request_set_chat(struct request *r, const Dsd__Chat *chat);
 int request_set_ids(struct request *r, const Dsd__Ids *ids);
 /** request_set_prompt_fd() - the content of the descriptor that came with the frame, copied off the loop. */
 int request_set_prompt_fd(struct request *r, const Dsd__PromptFd *p, bool parse_special);
-/** request_set_session() - to run in it; false: it is none of this user and model. Frees @r then. */
-bool request_set_session(struct request *r, uint64_t session);
+/**
+ * request_set_session() - to run in it, if it is one of this user and model
+ * Return: false: it is none, and it @must be. Frees @r then.
+ */
+bool request_set_session(struct request *r, uint64_t session, bool must);
 /** request_fail_input() - what a request_set_*() returned; @why: the handler's own -EINVAL. Frees @r. */
 void request_fail_input(struct request *r, int e, const char *why);
 /** request_start() - encode, wait for the model if it loads, then call ready(). */

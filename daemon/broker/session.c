@@ -95,9 +95,11 @@ void rpc_session_close(struct conn *c, const Dsd__ClientFrame *frame)
 	conn_send(c, &reply);
 }
 
-bool request_set_session(struct request *r, uint64_t session)
+bool request_set_session(struct request *r, uint64_t session, bool must)
 {
 	if (server_find_session(r->server, r->conn->uid, session) != r->model) {
+		if (!must)
+			return true;
 		request_fail(r, DSD__CODE__CODE_NOT_FOUND, no_session, 0);
 		return false;
 	}

@@ -237,3 +237,18 @@ def test_a_session_outlives_its_worker(small):
     os.kill(small.worker_pid(), signal.SIGKILL)
     assert say(c, PROMPT, s).usage.cached_tokens == 192
     close(c, s)
+
+
+def test_a_stream_goes_on_without_the_session_that_is_gone():
+    """A daemon that was started anew knows no session: that costs a resumed stream speed, not its answer."""
+    with Daemon() as d:
+        c = d.client()
+        want = c.generate("hello", max_tokens=20, temperature=0, ignore_eos=True)
+        resume = pb.Resume(generated_ids=want.ids[:8], seed=want.started.seed, model_digest=want.started.model_digest)
+        g = pb.Generate(text=b"hello", session=12345, resume=resume,
+                        sampling=pb.Sampling(max_tokens=20, temperature=0, ignore_eos=True))
+        c.send(7, generate=g)
+        assert c.finish(7).ids == want.ids[8:]
+        g.ClearField("resume")
+        c.send(7, generate=g)
+        assert c.finish(7).error.code == pb.CODE_NOT_FOUND
