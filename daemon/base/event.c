@@ -49,12 +49,11 @@ static void add(struct entry *e, const char *fmt, ...)
 {
 	char *field = e->fields[e->n - 1];
 	va_list ap;
-	int n;
 
 	va_start(ap, fmt);
-	n = vsnprintf(field, FIELD_MAX, fmt, ap);
+	vsnprintf(field, FIELD_MAX, fmt, ap);
 	va_end(ap);
-	e->iov[e->n++] = (struct iovec){field, MIN((size_t)MAX(n, 0), (size_t)FIELD_MAX - 1)};
+	e->iov[e->n++] = (struct iovec){field, strlen(field)};
 }
 
 void log_event(enum log_event_id id, const struct log_fields *f, const char *fmt, ...)
@@ -63,15 +62,14 @@ void log_event(enum log_event_id id, const struct log_fields *f, const char *fmt
 	const size_t skip = sizeof(prefix) - 1;
 	struct entry e = {.n = 1};
 	va_list ap;
-	int n;
 
 	if (events[id].level > log_max_level())
 		return;
 	memcpy(e.text, prefix, sizeof(prefix));
 	va_start(ap, fmt);
-	n = vsnprintf(e.text + skip, sizeof(e.text) - skip, fmt, ap);
+	vsnprintf(e.text + skip, sizeof(e.text) - skip, fmt, ap);
 	va_end(ap);
-	e.iov[0] = (struct iovec){e.text, skip + MIN((size_t)MAX(n, 0), sizeof(e.text) - skip - 1)};
+	e.iov[0] = (struct iovec){e.text, strlen(e.text)};
 	add(&e, "PRIORITY=%d", events[id].level);
 	add(&e, "MESSAGE_ID=%s", events[id].id);
 	add(&e, "DSD_EVENT=%s", events[id].name);

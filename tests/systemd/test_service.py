@@ -121,10 +121,12 @@ def test_a_reload_is_answered_by_a_new_worker_and_streams_go_on(service):
     n = 300
     want = boxes.undisturbed(service, n)
     pid, worker = main_pid(service), worker_pid(service)
-    ends = boxes.disturbed(service, n, lambda: service.run("sh", "-c", "kill -HUP " + pid))
+    ends = boxes.disturbed(service, n, lambda: service.run("systemctl", "reload", "dsd.service"))
     assert [end[1] for end in ends] == want and [end[0] for end in ends] == [0] * 5, ends
-    wait_for(lambda: service.journal(DSD_EVENT="model-reloaded"))
+    assert len(service.journal(DSD_EVENT="model-reloaded")) == 1  # reload waits for it
     wait_for(lambda: worker_pid(service) not in (None, worker))
+    service.run("sh", "-c", "kill -HUP " + pid)
+    wait_for(lambda: len(service.journal(DSD_EVENT="model-reloaded")) == 2)
     assert main_pid(service) == pid and service.show("ActiveState") == "active"
     assert ask(service).returncode == 0
 

@@ -251,6 +251,38 @@ static void callback_may_cancel_its_own_and_other_running_sequences(void **state
 
 static struct rig_seq follower;
 
+static void fail_all(struct rig_seq *q)
+{
+	sched_fail_all(q->rig->sched);
+}
+
+static void callback_may_fail_all_and_the_worker_may_be_gone_then(void **state)
+{
+	struct rig *r = rig_new(&roomy);
+	struct rig_seq q[3], later;
+
+	(void)state;
+	for (uint32_t i = 0; i < 3; i++)
+		rig_submit(r, &q[i], 1, i, 4, 20);
+	q[1].on_token = fail_all;
+	sched_run(r->sched);
+	while (!q[1].ended)
+		assert_true(rig_step(r));
+	for (uint32_t i = 0; i < 3; i++) {
+		assert_true(q[i].ended);
+		assert_int_equal(q[i].why, SEQ_END_FAILED);
+	}
+	sched_requeue_all(r->sched);
+	rig_new_worker(r);
+	rig_check(r);
+	assert_int_equal(stats(r).running, 0);
+	rig_submit(r, &later, 1, 7, 4, 3);
+	sched_run(r->sched);
+	rig_run(r);
+	rig_expect(&later);
+	rig_free(r);
+}
+
 static void submit_follower(struct rig_seq *q)
 {
 	if (q->n_out == 1)
@@ -855,6 +887,7 @@ int main(void)
 		cmocka_unit_test(cancel_while_waiting_is_immediate),
 		cmocka_unit_test(callback_may_cancel_a_waiting_sequence),
 		cmocka_unit_test(callback_may_cancel_its_own_and_other_running_sequences),
+		cmocka_unit_test(callback_may_fail_all_and_the_worker_may_be_gone_then),
 		cmocka_unit_test(callback_may_submit),
 		cmocka_unit_test(youngest_is_preempted_and_gives_the_same_tokens),
 		cmocka_unit_test(urgent_sequences_are_admitted_first),
