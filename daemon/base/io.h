@@ -70,6 +70,7 @@ struct io_ops {
 
 	/* Clock and chance. */
 	uint64_t (*now_usec)(struct io *io); /* monotonic */
+	uint64_t (*cpu_usec)(struct io *io); /* processor time of this process, of all threads */
 	void (*random)(struct io *io, void *ret, size_t n);
 
 	/* Memory and processes. */
@@ -142,6 +143,10 @@ static inline void io_shutdown(struct io *io, int fd)
 static inline void io_close(struct io *io, int fd)
 {
 	io->ops->close(io, fd);
+}
+static inline uint64_t io_cpu_usec(struct io *io)
+{
+	return io->ops->cpu_usec(io);
 }
 static inline uint64_t io_now_usec(struct io *io)
 {

@@ -72,6 +72,15 @@ uint64_t io_real_now_usec(struct io *io)
 	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
+uint64_t io_real_cpu_usec(struct io *io)
+{
+	struct timespec t;
+
+	(void)io;
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
 void io_real_random(struct io *io, void *ret, size_t n)
 {
 	uint8_t *p = ret;

@@ -9,6 +9,7 @@ int io_real_send_now(struct io *io, int fd, const void *data, size_t n);
 void io_real_shutdown(struct io *io, int fd);
 void io_real_close(struct io *io, int fd);
 uint64_t io_real_now_usec(struct io *io);
+uint64_t io_real_cpu_usec(struct io *io);
 void io_real_random(struct io *io, void *ret, size_t n);
 int io_real_memfd(struct io *io, const char *name, uint64_t n_bytes, unsigned seals);
 void *io_real_map(struct io *io, int fd, uint64_t n_bytes, bool writable);
@@ -34,9 +35,10 @@ static inline int io_real_wait(int (*once)(struct io *, struct io_event *, unsig
 /* What both tables end with. */
 #define IO_REAL_OPS                                                                                \
 	.peer = io_real_peer, .send_now = io_real_send_now, .shutdown = io_real_shutdown,          \
-	.close = io_real_close, .now_usec = io_real_now_usec, .random = io_real_random,            \
-	.memfd = io_real_memfd, .map = io_real_map, .unmap = io_real_unmap,                        \
-	.alloc = io_real_alloc, .spawn = io_real_spawn, .reap = io_real_reap, .kill = io_real_kill
+	.close = io_real_close, .now_usec = io_real_now_usec, .cpu_usec = io_real_cpu_usec,        \
+	.random = io_real_random, .memfd = io_real_memfd, .map = io_real_map,                      \
+	.unmap = io_real_unmap, .alloc = io_real_alloc, .spawn = io_real_spawn,                    \
+	.reap = io_real_reap, .kill = io_real_kill
 
 /* A few threads, a queue in and a list out; the eventfd becomes readable when something is done. */
 struct io_workers;

@@ -2,7 +2,6 @@
 /* Hello, Models, Stats: what is here and how it does. */
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/io.h"
@@ -138,7 +137,6 @@ void rpc_stats(struct conn *c, const Dsd__ClientFrame *frame)
 	Dsd__ServerFrame out = DSD__SERVER_FRAME__INIT;
 	Dsd__StatsReply reply = DSD__STATS_REPLY__INIT;
 	Dsd__ModelStats models[SERVER_MODELS_MAX], *list[SERVER_MODELS_MAX];
-	struct timespec cpu = {};
 
 	for (uint32_t i = 0; i < s->n_models; i++) {
 		if (model_is_hidden(s->models[i]))
@@ -158,8 +156,8 @@ void rpc_stats(struct conn *c, const Dsd__ClientFrame *frame)
 	reply.protocol_errors = s->count.protocol_errors;
 	reply.bytes_in = s->count.bytes_in;
 	reply.bytes_out = s->count.bytes_out;
-	reply.has_broker_cpu_usec = clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu) == 0;
-	reply.broker_cpu_usec = (uint64_t)cpu.tv_sec * 1000000 + (uint64_t)cpu.tv_nsec / 1000;
+	reply.has_broker_cpu_usec = true;
+	reply.broker_cpu_usec = io_cpu_usec(s->io);
 	reply.models = list;
 	out.id = frame->id;
 	out.msg_case = DSD__SERVER_FRAME__MSG_STATS;

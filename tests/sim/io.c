@@ -604,6 +604,7 @@ static const struct io_ops sim_ops = {
 	.shutdown = op_shutdown,
 	.close = op_close,
 	.now_usec = op_now_usec,
+	.cpu_usec = op_now_usec, /* busy all the time */
 	.random = op_random,
 	.memfd = io_real_memfd,
 	.map = io_real_map,
