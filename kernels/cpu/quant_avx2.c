@@ -19,7 +19,8 @@
 
 #define BLOCK_ROWS 6u
 #define FLY_ROWS   4u
-#define RUN        4u
+#define RUN        4u /* groups: 16 KB of bytes */
+#define AHEAD      2u /* groups to ask for where none are unpacked */
 
 struct sums {
 	float f[BLOCK_ROWS][PANEL] __attribute__((aligned(32)));
@@ -44,6 +45,15 @@ ALWAYS __m256i pair(const int16_t *p)
 
 	__builtin_memcpy(&x, p, sizeof(x));
 	return _mm256_set1_epi32(x);
+}
+
+/* Part @i of @n of the group at @next, which will be read soon. */
+ALWAYS void ask_for(const void *next, size_t group_bytes, uint32_t i, uint32_t n)
+{
+	size_t lines = (group_bytes / LINE + n - 1) / n;
+
+	for (size_t k = i * lines; next && k < (i + 1) * lines; k++)
+		_mm_prefetch((const char *)next + k * LINE, _MM_HINT_T0);
 }
 
 /* Eight u16 as dwords. */
@@ -196,7 +206,8 @@ ALWAYS uint32_t n_halves(bool unpacked, uint32_t R)
 
 /* One group, R rows by one half of the columns from @half on, or both. @bytes: the nibbles, unpacked. */
 ALWAYS void group_q4(struct sums *f, const struct q_row *const x[], const struct q4_group *w,
-		     const uint8_t (*bytes)[2][64], const uint32_t half, const uint32_t R)
+		     const uint8_t (*bytes)[2][64], const void *next, const uint32_t half,
+		     const uint32_t R)
 {
 	const uint32_t H = n_halves(bytes, R);
 	const __m256i low = _mm256_set1_epi16(0xff), middle = _mm256_set1_epi16(128);
@@ -222,6 +233,7 @@ ALWAYS void group_q4(struct sums *f, const struct q_row *const x[], const struct
 #pragma GCC unroll 6
 		for (uint32_t r = 0; r < BLOCK_ROWS; r++)
 			a[r] = x[r < R ? r : 0]->a + sub * Q_SUB;
+		ask_for(next, sizeof(*w), half * 4 + sub, 8 / H);
 		if (bytes)
 			sub_bytes(c, bytes[sub * 8][half], a, R);
 		else
@@ -308,7 +320,7 @@ ALWAYS void sub_signed(__m256i c[FLY_ROWS][2], const uint8_t *w, const int8_t *c
 }
 
 ALWAYS void group_q8(struct sums *f, const struct q_row *const x[], const struct q8_group *w,
-		     const uint32_t half, const uint32_t R)
+		     const void *next, const uint32_t half, const uint32_t R)
 {
 	const uint32_t H = n_halves(false, R);
 	__m256i c[FLY_ROWS][2];
@@ -322,6 +334,7 @@ ALWAYS void group_q8(struct sums *f, const struct q_row *const x[], const struct
 #pragma GCC unroll 4
 		for (uint32_t r = 0; r < FLY_ROWS; r++)
 			a[r] = x[r < R ? r : 0]->a + sub * Q_SUB;
+		ask_for(next, sizeof(*w), half * 4 + sub, 8 / H);
 		sub_signed(c, w->u[sub * 8][half], a, R);
 	}
 #pragma GCC unroll 4
@@ -355,12 +368,17 @@ ALWAYS void rows_run(const struct q_tile *t, uint32_t row, uint32_t first, uint3
 		for (uint32_t r = 0; r < R; r++)
 			x[r] = t->x[row + r] + t->first + g;
 #pragma GCC unroll 1
-		for (uint32_t half = 0; half < 2; half += n_halves(bytes, R))
+		for (uint32_t half = 0; half < 2; half += n_halves(bytes, R)) {
+			const struct q4_group *w4 = (const struct q4_group *)t->w + g;
+			const struct q8_group *w8 = (const struct q8_group *)t->w + g;
+			bool ask = row == 0; /* past the last group is the next panel */
+
 			if (q4)
-				group_q4(&f, x, (const struct q4_group *)t->w + g,
-					 bytes ? bytes + (g - first) * 32 : NULL, half, R);
+				group_q4(&f, x, w4, bytes ? bytes + (g - first) * 32 : NULL,
+					 ask ? w4 + (bytes ? RUN : AHEAD) : NULL, half, R);
 			else
-				group_q8(&f, x, (const struct q8_group *)t->w + g, half, R);
+				group_q8(&f, x, w8, ask ? w8 + AHEAD : NULL, half, R);
+		}
 	}
 	for (uint32_t r = 0; r < R; r++)
 		__builtin_memcpy(t->y[row + r] + t->y_col, f.f[r], t->n_cols * sizeof(float));
