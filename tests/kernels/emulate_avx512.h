@@ -15,6 +15,9 @@ typedef struct {
 	float f[16];
 } emu_f;
 
+/* Out of line, or every build with sanitizers takes minutes for this. */
+#define EMU static __attribute__((noinline, unused))
+
 #define EMU_LANES(type, n, expr)                                                                   \
 	emu_i ret_;                                                                                \
 	type x_[n], r_[n];                                                                         \
@@ -28,83 +31,83 @@ typedef struct {
 	memcpy(y_, &y, sizeof(y_));                                                                \
 	EMU_LANES(type, n, expr)
 
-static inline emu_i emu_load(const void *p)
+EMU emu_i emu_load(const void *p)
 {
 	emu_i r;
 
 	memcpy(&r, p, sizeof(r));
 	return r;
 }
-static inline void emu_store(void *p, emu_i x)
+EMU void emu_store(void *p, emu_i x)
 {
 	memcpy(p, &x, sizeof(x));
 }
-static inline emu_f emu_load_ps(const float *p)
+EMU emu_f emu_load_ps(const float *p)
 {
 	emu_f r;
 
 	memcpy(&r, p, sizeof(r));
 	return r;
 }
-static inline void emu_store_ps(float *p, emu_f x)
+EMU void emu_store_ps(float *p, emu_f x)
 {
 	memcpy(p, &x, sizeof(x));
 }
-static inline emu_i emu_set1_32(int32_t v)
+EMU emu_i emu_set1_32(int32_t v)
 {
 	emu_i x = {{0}};
 
 	EMU_LANES(int32_t, 16, v + 0 * x_[i]);
 }
-static inline emu_i emu_set1_16(int v)
+EMU emu_i emu_set1_16(int v)
 {
 	return emu_set1_32((int32_t)((uint32_t)(uint16_t)v * 0x10001u));
 }
-static inline emu_i emu_set1_8(int v)
+EMU emu_i emu_set1_8(int v)
 {
 	return emu_set1_32((int32_t)((uint32_t)(uint8_t)v * 0x1010101u));
 }
-static inline emu_i emu_set4_32(int32_t d, int32_t c, int32_t b, int32_t a)
+EMU emu_i emu_set4_32(int32_t d, int32_t c, int32_t b, int32_t a)
 {
 	const int32_t v[4] = {a, b, c, d};
 	emu_i x = {{0}};
 
 	EMU_LANES(int32_t, 16, v[i % 4] + 0 * x_[i]);
 }
-static inline emu_i emu_and(emu_i x, emu_i y)
+EMU emu_i emu_and(emu_i x, emu_i y)
 {
 	EMU_TWO(uint32_t, 16, x_[i] & y_[i]);
 }
-static inline emu_i emu_or(emu_i x, emu_i y)
+EMU emu_i emu_or(emu_i x, emu_i y)
 {
 	EMU_TWO(uint32_t, 16, x_[i] | y_[i]);
 }
-static inline emu_i emu_add_8(emu_i x, emu_i y)
+EMU emu_i emu_add_8(emu_i x, emu_i y)
 {
 	EMU_TWO(uint8_t, 64, x_[i] + y_[i]);
 }
-static inline emu_i emu_mullo_16(emu_i x, emu_i y)
+EMU emu_i emu_mullo_16(emu_i x, emu_i y)
 {
 	EMU_TWO(uint16_t, 32, (uint32_t)x_[i] * y_[i]);
 }
-static inline emu_i emu_slli_32(emu_i x, unsigned n)
+EMU emu_i emu_slli_32(emu_i x, unsigned n)
 {
 	EMU_LANES(uint32_t, 16, x_[i] << n);
 }
-static inline emu_i emu_srli_16(emu_i x, unsigned n)
+EMU emu_i emu_srli_16(emu_i x, unsigned n)
 {
 	EMU_LANES(uint16_t, 32, x_[i] >> n);
 }
-static inline emu_i emu_srl_16(emu_i x, __m128i n)
+EMU emu_i emu_srl_16(emu_i x, __m128i n)
 {
 	return emu_srli_16(x, (unsigned)_mm_cvtsi128_si32(n));
 }
 /* Within each 16 bytes; a high bit in the index gives 0. */
-static inline emu_i emu_shuffle_8(emu_i x, emu_i y)
+EMU emu_i emu_shuffle_8(emu_i x, emu_i y)
 {
 	EMU_TWO(uint8_t, 64, y_[i] & 0x80 ? 0 : x_[i / 16 * 16 + (y_[i] & 15)]);
 }
-static inline emu_i emu_widen_16(__m256i v)
+EMU emu_i emu_widen_16(__m256i v)
 {
 	uint16_t w[16];
 	emu_i x = {{0}};
@@ -113,7 +116,7 @@ static inline emu_i emu_widen_16(__m256i v)
 	EMU_LANES(uint32_t, 16, w[i] + 0 * x_[i]);
 }
 /* Four products of an unsigned byte and a signed one, added in 32 bits without saturation. */
-static inline emu_i emu_dpbusd(emu_i sum, emu_i u, emu_i s)
+EMU emu_i emu_dpbusd(emu_i sum, emu_i u, emu_i s)
 {
 	int32_t r[16];
 	emu_i ret;
@@ -125,14 +128,14 @@ static inline emu_i emu_dpbusd(emu_i sum, emu_i u, emu_i s)
 	memcpy(&ret, r, sizeof(ret));
 	return ret;
 }
-static inline emu_f emu_cast_ps(emu_i x)
+EMU emu_f emu_cast_ps(emu_i x)
 {
 	emu_f r;
 
 	memcpy(&r, &x, sizeof(r));
 	return r;
 }
-static inline emu_f emu_cvt_ps(emu_i x)
+EMU emu_f emu_cvt_ps(emu_i x)
 {
 	int32_t v[16];
 	emu_f r;
@@ -142,7 +145,7 @@ static inline emu_f emu_cvt_ps(emu_i x)
 		r.f[i] = (float)v[i];
 	return r;
 }
-static inline emu_f emu_set1_ps(float v)
+EMU emu_f emu_set1_ps(float v)
 {
 	emu_f r;
 
@@ -150,13 +153,13 @@ static inline emu_f emu_set1_ps(float v)
 		r.f[i] = v;
 	return r;
 }
-static inline emu_f emu_mul_ps(emu_f a, emu_f b)
+EMU emu_f emu_mul_ps(emu_f a, emu_f b)
 {
 	for (int i = 0; i < 16; i++)
 		a.f[i] *= b.f[i];
 	return a;
 }
-static inline emu_f emu_fmadd_ps(emu_f a, emu_f b, emu_f c)
+EMU emu_f emu_fmadd_ps(emu_f a, emu_f b, emu_f c)
 {
 	for (int i = 0; i < 16; i++)
 		a.f[i] = fmaf(a.f[i], b.f[i], c.f[i]);
