@@ -84,7 +84,7 @@ struct k_pool {
 struct k_mla {
 	uint32_t n_heads, nope, rope, v_head, rank; /* dn, dr, dv, c */
 	float scale;                                /* softmax scale with the YaRN factor squared */
-	float norm_eps; /* kv_a_layernorm: 1e-6 always (MODEL.md §2.1) */
+	float norm_eps;                             /* kv_a_layernorm: 1e-6 always */
 	uint32_t n_positions;
 	const float *rope_cos, *rope_sin; /* [n_positions, rope / 2] */
 };
@@ -99,7 +99,7 @@ struct k_route {
 	const float *bias; /* e_score_correction_bias [n_experts], or NULL */
 };
 
-/* How one row is sampled; CONTRACTS §6, semantics in MODEL.md §9 (order as vLLM has it). */
+/* How one row is sampled; semantics and order as vLLM has them. */
 struct k_sample {
 	float temperature; /* 0: greedy, first index on ties */
 	float top_p, min_p;

@@ -353,7 +353,7 @@ static int encode_chat(const struct vocab *v, struct request_input *in, struct e
 			       in->is_open ? 0 : TEMPLATE_GENERATION_PROMPT, &in->ids, err);
 }
 
-/* begin, prefix, hole, suffix, end: MODEL.md §8.4. The model goes on with what fills the hole. */
+/* begin, prefix, hole, suffix, end. The model goes on with what fills the hole. */
 static int encode_fim(const struct vocab *v, struct request_input *in, struct error *err)
 {
 	const struct image_header *h = vocab_image(v)->h;

@@ -1,6 +1,6 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Broker and worker: one sealed memfd of slots and rings, and a socketpair for loading. CONTRACTS §4.
+/* Broker and worker: one sealed memfd of slots and rings, and a socketpair for loading.
  *
  *   memfd │ header │ slot 0 .. n_slots-1 │ step 0 .. CHANNEL_DEPTH-1 │ result 0 .. CHANNEL_DEPTH-1 │
  *

@@ -25,8 +25,8 @@ struct error;
 /* How text becomes pieces before the merges (daemon/text). Other patterns are refused by the worker. */
 enum image_splitter {
 	IMAGE_SPLIT_BYTES, /* no tokenizer: ids 0..255 are the bytes, no merges */
-	IMAGE_SPLIT_V2,    /* MODEL.md §8.3 */
-	IMAGE_SPLIT_V3,    /* MODEL.md §8.2 */
+	IMAGE_SPLIT_V2,    /* DeepSeek-V2's tokenizer.json */
+	IMAGE_SPLIT_V3,    /* DeepSeek-V3's */
 	_IMAGE_SPLIT_MAX
 };
 
@@ -64,7 +64,7 @@ struct image_header {
 	uint32_t version;
 	uint32_t header_bytes; /* sizeof(struct image_header) */
 	uint64_t total_bytes;
-	uint8_t digest[32]; /* of the model: CONTRACTS §5 */
+	uint8_t digest[32]; /* of the model */
 	char arch[32];      /* "deepseek_v2", 0-terminated; for people */
 
 	/* Geometry, for pages, limits and statistics. */

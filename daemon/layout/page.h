@@ -1,6 +1,6 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Pages of the pool: geometry (pool-data) and records (pool-meta). CONTRACTS §3.
+/* Pages of the pool: geometry (pool-data) and records (pool-meta).
  *
  * A page holds PAGE_TOKENS token rows of every stream. Streams lie one after the other inside a page
  * (page-major), each as PAGE_TOKENS consecutive rows; a page's stride is rounded up to 4,096:

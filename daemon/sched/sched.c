@@ -706,7 +706,8 @@ void sched_requeue_all(struct sched *s)
 
 static void fail(struct sched *s, bool suspects)
 {
-	bool nested = s->in_callbacks; /* then whoever called back removes them, when its steps are back */
+	bool nested =
+		s->in_callbacks; /* then whoever called back removes them, when its steps are back */
 
 	s->in_callbacks = true;
 	for (struct seq *q = s->running.first; q; q = q->next)

@@ -52,7 +52,7 @@ DEFINE_CLEANUP(struct encode_scratch *, encode_scratch_free);
  * @text:  @n bytes, any; may be NULL when @n is 0
  * @ret:   ids are appended; unchanged on failure
  *
- * Source: MODEL.md §8.1 to §8.4 (Hugging Face `tokenizers`, split behaviour "Isolated").
+ * Source: Hugging Face `tokenizers`, split behaviour "Isolated".
  * Memory: linear in @n (at most 32 bytes a byte of the longest piece, and 4 to 8 for each id).
  *
  * Return: 0. -EILSEQ: a byte that the vocabulary has no token for; the sentence names the byte and

@@ -28,7 +28,7 @@ struct range {
 	uint32_t first, last;
 };
 
-/* Source: MODEL.md §8.3. ASCII is decided without the tables. */
+/* Source: the pattern of DeepSeek-V2's tokenizer.json. ASCII is decided without the tables. */
 static const struct range cased_ranges[] = {
 	{0xB5, 0xB5},       {0xC0, 0xD6},       {0xD8, 0xF6},       {0xF8, 0x1BA},
 	{0x1BC, 0x1BF},     {0x1C4, 0x293},     {0x295, 0x2AF},     {0x370, 0x373},
@@ -382,9 +382,9 @@ static bool v2_find_digit(const uint8_t *text, size_t at, size_t end, size_t *re
 	return true;
 }
 
-/* Source: MODEL.md §8.2. */
+/* Source: DeepSeek-V3's tokenizer.json. */
 static const struct split_pattern v3_patterns[] = {{v3_find_digits}, {v3_find_cjk}, {v3_find_word}};
-/* Source: MODEL.md §8.3. */
+/* Source: DeepSeek-V2's tokenizer.json. */
 static const struct split_pattern v2_patterns[] = {
 	{v2_find_newline},        {v2_find_letters}, {v2_find_signs},
 	{v2_find_trailing_space}, {v2_find_asian},   {v2_find_digit},

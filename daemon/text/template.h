@@ -35,7 +35,7 @@ int message_role_parse(const char *name, struct error *err);
  * @s:   scratch, or NULL
  * @ret: ids are appended, the begin token first and once; unchanged on failure
  *
- * Source: MODEL.md §8.5, V2 (DeepSeek-V2-Lite-Chat) and V3, chosen by the image's renderer.
+ * Source: the published templates, V2 (DeepSeek-V2-Lite-Chat) and V3, chosen by the image's renderer.
  *
  * Return: 0. -EOPNOTSUPP: the model has no chat renderer. -EINVAL: no messages, a role that does not
  *         exist, or an image without the control ids that the renderer needs. Else as encode_text().

@@ -1,7 +1,7 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A model that is a pure function of (domain, token chain, position), to test a broker without
- * arithmetic and to notice every foreign, stale or half-written page. CONTRACTS §4, DESIGN §1. */
+ * arithmetic and to notice every foreign, stale or half-written page. */
 #include <stdint.h>
 
 struct engine;

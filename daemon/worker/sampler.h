@@ -29,7 +29,7 @@ DEFINE_CLEANUP(struct sampler *, sampler_free);
  *
  * A draw is keyed by (seed, choice, position of the drawn token), so it is the same whenever and
  * beside whatever it is made. End tokens that may not come yet, biases and penalties change the
- * logits the draw is made from; logprobs are always those of the model (MODEL.md §9, vLLM's order).
+ * logits the draw is made from; logprobs are always those of the model (vLLM's order).
  *
  * A row whose logits are not finite, or that has no id left, answers CHANNEL_NO_TOKEN.
  * Return: 0; what the kernels say.

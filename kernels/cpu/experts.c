@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Feed-forward networks: dense and shared ones (ffn), and the routed experts. MODEL.md §4.
+/* Feed-forward networks: dense and shared ones (ffn), and the routed experts.
  *
  * Rows go through in passes, which bounds the memory. The routed rows of a pass are pairs (row, k-th
  * choice), sorted by expert; a weight panel is read once per pass for all its rows. Each pair's output

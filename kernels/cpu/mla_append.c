@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a new token leaves in the cache, and its rotated query. Source: MODEL.md §2.2, §2.3 (adjacent
+/* What a new token leaves in the cache, and its rotated query. Source: DeepSeek-V2 (adjacent
  * pairs, one rounding, to the entry's format) and §3. */
 #include "mla.h"
 

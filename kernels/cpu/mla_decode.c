@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Generated rows: attention over the latents themselves, W_UK and W_UV absorbed. MODEL.md §2.6.
+/* Generated rows: attention over the latents themselves, W_UK and W_UV absorbed.
  * Source: DeepSeek-V3 inference/model.py, MLA.forward, "absorb".
  *
  *   latent queries  ql[h] = q_nope[h] W_UK[h]

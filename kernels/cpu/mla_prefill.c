@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Prompt rows: keys and values expanded from the cached latents, tile by tile. MODEL.md §2.2.
+/* Prompt rows: keys and values expanded from the cached latents, tile by tile.
  *
  * A row at position p walks the tiles 0 .. p / K_TILE_POSITIONS in that order, whichever chunk it came
  * in; the latents it meets are those of the pool, its own included, in the pool's precision. Per tile:

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The router: which experts a row goes to, and with what weight. MODEL.md §4.1.
+/* The router: which experts a row goes to, and with what weight.
  *
  * Scores are f32 chains over ascending K like any product. Selection is stable: the higher score first,
  * the lower index on ties; a NaN counts as lowest and is counted in kernels.n_nan_scores. */

@@ -7,7 +7,7 @@
 #include "cpu.h"
 #include "simd.h"
 
-/* Source: MODEL.md §2.1. The sum of squares is LANES chains and a fixed tree. */
+/* The sum of squares is LANES chains and a fixed tree. */
 static void rmsnorm(float *y, const float *x, const float *w, uint32_t n, float eps)
 {
 	v16 sum = v_set(0.0f), r;

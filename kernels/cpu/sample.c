@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Logits to tokens. CONTRACTS §6; the order of the filters is vLLM's (MODEL.md §9): temperature, min_p,
+/* Logits to tokens. The order of the filters is vLLM's: temperature, min_p,
  * top_k, top_p, then one draw by inverse distribution in the order of ids.
  *
  * Weights are e^((l - max) / t) as 40-bit fixed point (sample_math.h), so every sum is an integer and

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sampling: which ids can come out, how often, and that nothing but seed, choice and position decides.
- * Semantics: MODEL.md §9 with vLLM's order. */
+ * Semantics and order: vLLM's. */
 #include <errno.h>
 
 #include "common.h"

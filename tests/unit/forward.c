@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A small random model run through model_forward(), against the formulas of MODEL.md §2 and §4 written
+/* A small random model run through model_forward(), against the published formulas written
  * down once more in doubles, without a cache, without tiles and without absorption. */
 #include "worker/model/forward.h"
 
@@ -851,7 +851,7 @@ static void model_init_refuses_shapes_without_a_forward(void **state)
 	k->free(k);
 }
 
-/* Figures of MODEL.md §2.4. */
+/* Figures of the published configurations. */
 static void model_yarn_has_published_frequencies_and_scales(void **state)
 {
 	static const struct {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Headers as MODEL.md §7 has them, and what must not pass for one. */
+/* Headers as the format has them, and what must not pass for one. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

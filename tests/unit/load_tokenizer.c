@@ -213,7 +213,7 @@ static void everything_else_is_refused_by_name(void **state)
 	}
 }
 
-/* The published file, where it is at hand: facts from MODEL.md §8.4. */
+/* The published file, where it is at hand. */
 static void published_v3_tokenizer_is_read(void **state)
 {
 	const char *data = getenv("DSD_TEST_DATA");

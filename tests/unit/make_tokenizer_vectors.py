@@ -23,7 +23,7 @@ import jinja2
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-# MODEL.md §8.3
+# DeepSeek-V2
 V2_LETTERS = """41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F
 386 388-38A 38C 38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA
 1CBD-1CBF 1D00-1D2B 1D6B-1D77 1D79-1D9A 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 1F5B
@@ -33,7 +33,7 @@ V2_LETTERS = """41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-37
 A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3
 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943"""
 
-# MODEL.md §8.5, as DeepSeek-V2-Lite-Chat has it
+# as DeepSeek-V2-Lite-Chat has it
 V2_TEMPLATE = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ 'User: ' + m['content'] +
 '\n\n' }}{% elif m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + eos_token }}{% else %}{{
 m['content'] + '\n\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
@@ -275,7 +275,7 @@ def read_gguf(path):
 
 
 def tokenizer_v2(data):
-    """The GGUF's vocabulary behind the pre-tokeniser of MODEL.md §8.3."""
+    """The GGUF's vocabulary behind the pre-tokeniser of DeepSeek-V2."""
     keys = read_gguf(data / "vocab-deepseek-llm/vocab.gguf")
     tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
     vocab = {t: i for i, t in enumerate(tokens)}

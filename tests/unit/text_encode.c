@@ -410,7 +410,7 @@ static uint32_t plain_rank(const struct image *im, uint32_t left, uint32_t right
 	return IMAGE_NONE;
 }
 
-/* The rule of MODEL.md §8.1 in the plainest form: look at every pair, merge the best, start again. */
+/* The rule of byte-pair encoding in the plainest form: look at every pair, merge the best, start again. */
 static void merge_plainly(const struct image *im, struct ids *ids)
 {
 	uint32_t *rank = calloc(ids->n, sizeof(*rank));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The published vocabularies: vectors of MODEL.md §8.4, the 47 vectors that come with the deepseek-llm
+/* The published vocabularies: vectors made by the published library, the 47 vectors that come with the deepseek-llm
  * vocabulary, and what Hugging Face's tokenizers makes of some thousand texts of every script.
  *
  *   unit-text-vectors              all of it (exit 77 and a reason without the test data)

@@ -1,6 +1,6 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* config.json and generation_config.json of a model, every value checked. MODEL.md §1. */
+/* config.json and generation_config.json of a model, every value checked. */
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The model digest: BLAKE2b over named parts, each with its length, so that no two lists of parts
- * run together to the same bytes. CONTRACTS §5. */
+ * run together to the same bytes. */
 #include <stddef.h>
 #include <stdint.h>
 

@@ -476,7 +476,7 @@ static void pack_layer(struct packing *p, struct model_layer *layer, uint32_t l)
 		pack_mlp(p, &layer->ffn_gate_up, &layer->ffn_down, l, "mlp.", 1, m->inter, false);
 		return;
 	}
-	/* The router decides in f32, whatever the rest is kept in (MODEL.md §4.1). */
+	/* The router decides in f32, whatever the rest is kept in. */
 	pack_tensor(p, &layer->gate, l, "mlp.gate", m->n_experts, m->hidden, K_F32);
 	pack_mlp(p, &layer->experts_gate_up, &layer->experts_down, l, "mlp.experts.", m->n_experts,
 		 m->moe_inter, true);

@@ -1,6 +1,6 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* safetensors files, read strictly (MODEL.md §7): a header whose every number has been checked, and
+/* safetensors files, read strictly: a header whose every number has been checked, and
  * tensors as rows of f32.
  *
  *   u64 N │ N bytes of JSON │ data: the tensors, one after the other, no gap, to the end of the file */

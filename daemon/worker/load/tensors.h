@@ -1,6 +1,6 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which tensors a model must have, by name and shape (MODEL.md §6.1), and whether a file has them. */
+/* Which tensors a model must have, by name and shape, and whether a file has them. */
 #include <stdint.h>
 
 struct error;

@@ -17,7 +17,7 @@
 
 #define FILE_NAME "tokenizer.json"
 
-/* MODEL.md §8.2. Line ends are written as \r and \n here, whatever the file has. */
+/* DeepSeek-V3's. Line ends are written as \r and \n here, whatever the file has. */
 static const char *const v3_patterns[] = {
 	"\\p{N}{1,3}",
 	"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
@@ -26,7 +26,7 @@ static const char *const v3_patterns[] = {
 	"\\s+(?!\\S)|\\s+",
 };
 
-/* MODEL.md §8.3; the last of its steps is a Digits pre-tokeniser. */
+/* DeepSeek-V2's; the last of its steps is a Digits pre-tokeniser. */
 static const char *const v2_patterns[] = {
 	"[\\r\\n]",
 	"\\s?["
@@ -296,7 +296,7 @@ static int read_added(struct reading *r, const struct json_place *root, struct e
 	return 0;
 }
 
-/* The next byte symbol (MODEL.md §8.1: bytes as printable characters). Return: the byte, or -1. */
+/* The next byte symbol (bytes as printable characters). Return: the byte, or -1. */
 static int take_symbol(const char **p)
 {
 	const uint8_t *s = (const uint8_t *)*p;

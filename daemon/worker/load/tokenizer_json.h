@@ -1,6 +1,6 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tokenizer.json and tokenizer_config.json into the vocabulary sections of a model image. MODEL.md §8.
+/* tokenizer.json and tokenizer_config.json into the vocabulary sections of a model image.
  *
  * Known forms only: a byte-level BPE without normaliser behind the pre-tokeniser of DeepSeek-V2 or of
  * DeepSeek-V3, recognised by its pattern texts; everything else is refused by name, so that no

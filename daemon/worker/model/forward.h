@@ -1,6 +1,6 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One forward pass over a batch of rows: MLA and DeepSeekMoE as MODEL.md §2 and §4 have them.
+/* One forward pass over a batch of rows: MLA and DeepSeekMoE as the DeepSeek-V2 paper has them.
  *
  *   model_forward()  embeds the rows, runs every layer, writes their cache entries into the pool
  *   forward_logits() final norm and head for rows picked out of the step that ran last

@@ -138,7 +138,7 @@ void model_done(struct model *m)
 	*m = (struct model){};
 }
 
-/* Source: MODEL.md §2.4; transformers modeling_rope_utils, yarn_get_mscale. */
+/* Source: transformers modeling_rope_utils, yarn_get_mscale. */
 static double yarn_mscale(double factor, double mscale)
 {
 	return factor <= 1.0 ? 1.0 : 0.1 * mscale * log(factor) + 1.0;

@@ -2,7 +2,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A model as plain data: hyperparameters and packed weights, filled by worker/load, read by forward.
  *
- * Names are those of MODEL.md: nope, rope, v_head are head widths (dn, dr, dv), rank is kv_lora_rank
+ * Names are those of the published configurations: nope, rope, v_head are head widths (dn, dr, dv), rank is kv_lora_rank
  * (c). Weights belong to the kernels that packed them; model_done() gives them back. */
 #include <stdbool.h>
 #include <stdint.h>
@@ -96,7 +96,7 @@ float model_softmax_scale(const struct model_config *c);
  * @ret_cos, @ret_sin: [n_positions, rope/2]
  *
  * Angles are float products of a float frequency, as every reference has them (§2.3); YaRN's scalars
- * are doubles. Source: MODEL.md §2.4; transformers modeling_rope_utils, _compute_yarn_parameters.
+ * are doubles. Source: transformers modeling_rope_utils, _compute_yarn_parameters.
  */
 void model_rope_tables(const struct model_config *c, uint32_t n_positions, float *ret_cos,
 		       float *ret_sin);
