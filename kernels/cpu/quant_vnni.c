@@ -5,9 +5,7 @@
  * every byte has too much is where the accumulators start from, -128 times the sum of the row's group.
  * q4 is made into the bytes of q8 first: of one run of K that then stays in L1, or on the way where
  * rows are few. */
-#ifdef K_EMULATE_AVX512
-#include "emulate_avx512.h"
-#else
+#ifndef K_EMULATE_AVX512 /* a test puts its own intrinsics before */
 #include <immintrin.h>
 #endif
 
