@@ -137,7 +137,9 @@ void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size
 		think_text(s, c, (size_t)sim_between(s, 1000, 2200));
 		c->huge = true;
 	} else {
-		think_text(s, c, (size_t)sim_between(s, 1, 40));
+		think_text(s, c,
+			   (size_t)(sim_one_in(s, 8) ? sim_between(s, 64, 200)
+						     : sim_between(s, 1, 40)));
 	}
 	c->form = (enum call_form)(sim_one_in(s, 3) ? FORM_IDS : FORM_TEXT);
 	if (c->kind == CALL_GENERATE && !c->doomed_input && sim_one_in(s, 4))

@@ -401,6 +401,7 @@ void clients_on_admin(struct sim *s, bool again)
 {
 	struct client *c;
 
+	s->admin_called &= again;
 	if (s->now >= s->end && !s->drained && !s->unloaded)
 		return;
 	c = take_client(s);

@@ -183,7 +183,7 @@ struct sim {
 	struct user *users; /* [SIM_PEOPLE]: what their prompts begin with */
 	uint64_t quiet_since;
 	/* What an administrator has begun and another one, if need be, undoes. */
-	bool drained, unloaded;
+	bool drained, unloaded, admin_called;
 	uint64_t absent_until;  /* a request may be told that the model is not there */
 	uint64_t renewed_until; /* one that has no worker yet may stand in its place */
 	uint32_t n_spins;       /* waits that had nothing to wait for, one after the other */

@@ -12,8 +12,9 @@
 #include "layout/page.h"
 #include "worker/fake.h"
 
-#define NAMES       3u                /* of published prefixes */
-#define ABSENT_ENDS (10 * SIM_SECOND) /* after a load what was said before it has come */
+#define NAMES       3u                  /* of published prefixes */
+#define NO_NUMBER   (UINT64_C(1) << 40) /* no request has it */
+#define ABSENT_ENDS (10 * SIM_SECOND)   /* after a load what was said before it has come */
 
 /* A beginning of the document that all users have. */
 static void think_prefix(struct sim *s, struct call *c)
@@ -37,7 +38,7 @@ static void think_target(struct sim *s, struct call *c)
 {
 	struct call *target = clients_any_call(s);
 
-	c->target = target ? target->number : 1 + sim_below(s, 1000000);
+	c->target = target ? target->number : NO_NUMBER + sim_below(s, 1000000);
 	c->forbidden = target && !c->admin && target->user != c->user;
 	if (target && !c->forbidden)
 		target->cancelling = true;
@@ -72,6 +73,9 @@ void verb_init(struct sim *s, struct call *c)
 /* Somebody must end what this one begins, should it go meanwhile. */
 static void call_for_another(struct sim *s)
 {
+	if (s->admin_called)
+		return;
+	s->admin_called = true;
 	sim_push(s, sim_between(s, SIM_SECOND, 10 * SIM_SECOND),
 		 (struct entry){.kind = ENTRY_ADMIN, .index = 1});
 }

@@ -412,9 +412,11 @@ void worker_on_death(struct sim *s, uint32_t index, uint32_t generation)
 	if (generation != w->generation || w->phase != PHASE_SERVE)
 		return;
 	s->count.faults[FAULT_WORKER_DEATH]++;
-	s->n_killed += w->busy && holds_killer(&w->step);
-	if (w->busy)
+	/* A step that it did not take touches nothing. */
+	if (w->busy && w->result.status == CHANNEL_OK) {
+		s->n_killed += holds_killer(&w->step);
 		die_in_step(s, w);
+	}
 	die(s, w, sim_one_in(s, 4) ? 1 : 128 + SIGKILL);
 }
 
