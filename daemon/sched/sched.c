@@ -763,7 +763,7 @@ uint32_t sched_held_pages(const struct sched *s, uid_t uid)
 		n += q->uid == uid ? q->n_pages : 0;
 	for (const struct seq *q = s->waiting.first; q; q = q->next)
 		n += q->uid == uid ? q->n_pages : 0;
-	return n;
+	return n + session_n_pages_of(s, uid);
 }
 
 /* Pages that are not sealed are written: they are one sequence's alone. */

@@ -167,7 +167,7 @@ void sched_fail_unsuspected(struct sched *s);
 void sched_fail_all(struct sched *s);
 
 void sched_get_stats(const struct sched *s, struct sched_stats *ret);
-/** sched_held_pages() - in the block tables of @uid's sequences. Time: linear; for checks. */
+/** sched_held_pages() - in the block tables of @uid's sequences, and in its sessions. Time: linear; for checks. */
 uint32_t sched_held_pages(const struct sched *s, uid_t uid);
 /** sched_check() - invariants, for tests: pages of sequences and the pool agree, slots too. */
 int sched_check(const struct sched *s, struct error *err);

@@ -68,6 +68,15 @@ uint32_t session_n_pages(const struct sched *s)
 	return n;
 }
 
+uint32_t session_n_pages_of(const struct sched *s, uid_t uid)
+{
+	uint32_t n = 0;
+
+	for (const struct session *x = s->sessions; x; x = x->next)
+		n += x->uid == uid ? x->held.n : 0;
+	return n;
+}
+
 /* Half of the pool at the most: the rest is for those who have none. */
 static uint32_t room(const struct sched *s)
 {

@@ -23,4 +23,6 @@ void session_keep(struct seq *q);
 bool session_give_up(struct sched *s);
 /** session_n_pages() - references that sessions hold. */
 uint32_t session_n_pages(const struct sched *s);
+/** session_n_pages_of() - those that one user's hold; for checks. */
+uint32_t session_n_pages_of(const struct sched *s, uid_t uid);
 void session_free_all(struct sched *s);
