@@ -8,7 +8,7 @@ FAULTS = ["client_death", "connection_lost", "slow_reader", "half_frame", "garba
           "worker_death_loading", "killer", "worker_slow", "worker_lies", "step_refused", "no_numbers", "accept_failed",
           "no_memory", "pool_short"]
 ACTS = ["generate", "chat", "choices", "logprobs", "echo", "echo_logprobs", "stop", "resume", "reuse", "score", "tokenize",
-        "detokenize", "list", "stats", "models", "cancel_number", "forbidden", "publish", "unpublish", "evict", "find_shared",
+        "detokenize", "session_open", "session_fork", "session_close", "session_use", "session_over", "descriptor", "list", "stats", "models", "cancel_number", "forbidden", "publish", "unpublish", "evict", "find_shared",
         "reload", "drain", "unload", "load"]
 AGAIN = 0.02  # of a day, twice
 

@@ -2,8 +2,11 @@
 #include "call.h"
 
 #include <assert.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "text/template.h"
@@ -119,7 +122,7 @@ static void think_sampling(struct sim *s, struct call *c)
 void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size)
 {
 	*c = (struct call){.used = true, .user = user, .n = 1, .logprobs = -1};
-	if (size == CALL_VERB || (size == CALL_ANY && sim_one_in(s, 30))) {
+	if (size == CALL_VERB || (size == CALL_ANY && sim_one_in(s, 20))) {
 		c->admin = size == CALL_VERB;
 		verb_init(s, c);
 		return;
@@ -165,6 +168,12 @@ void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size
 		c->params.min_tokens = c->n_stops = c->deadline_ms = c->params.top_k = 0;
 		c->reuse = c->echo = false;
 	}
+	c->passed = c->kind == CALL_GENERATE && c->form != FORM_CHAT && sim_one_in(s, 40);
+	if (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 3)) {
+		c->session = session_pick(s, user);
+		if (c->session)
+			c->session->running++;
+	}
 	c->params.n_prompt = (uint32_t)c->ids.n;
 	for (uint32_t i = 0; i < c->n; i++) {
 		c->choices[i].text = malloc(c->max_tokens + 1);
@@ -173,8 +182,12 @@ void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size
 	s->count.requests++;
 }
 
-void call_done(struct call *c)
+void call_done(struct sim *s, struct call *c)
 {
+	if (c->session && c->kind == CALL_GENERATE) {
+		c->session->running--;
+		c->session->touched = s->now;
+	}
 	for (uint32_t i = 0; i < CALL_CHOICES; i++)
 		free(c->choices[i].text);
 	free(c->text);
@@ -265,6 +278,39 @@ void call_send_frame(struct sim *s, struct link *l, uint64_t id, Dsd__ClientFram
 	link_write(s, l, data, n);
 }
 
+/* A memfd with every seal, of the prompt's ids or of its text. */
+static int prompt_memfd(const struct call *c, Dsd__PromptFd *ret)
+{
+	bool ids = c->form == FORM_IDS;
+	const void *data = ids ? (const void *)c->ids.id : c->text;
+	size_t n = ids ? c->ids.n * sizeof(*c->ids.id) : c->n_text;
+	int fd = memfd_create("prompt", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd < 0 || write(fd, data, n) != (ssize_t)n ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) < 0)
+		abort();
+	ret->kind = ids ? DSD__PROMPT_KIND__PROMPT_KIND_IDS : DSD__PROMPT_KIND__PROMPT_KIND_TEXT;
+	ret->bytes = (uint32_t)n;
+	return fd;
+}
+
+/* The prompt beside the frame. */
+static void send_passed(struct sim *s, struct call *c, struct link *l, Dsd__ClientFrame *frame)
+{
+	Dsd__PromptFd p = DSD__PROMPT_FD__INIT;
+	_cleanup_(freep) uint8_t *data = NULL;
+	int fd = prompt_memfd(c, &p);
+	size_t n;
+
+	frame->generate->prompt_case = DSD__GENERATE__PROMPT_PROMPT_FD;
+	frame->generate->prompt_fd = &p;
+	frame->id = c->id;
+	if (wire_pack_frame(&frame->base, &data, &n) < 0)
+		abort();
+	link_write_with(s, l, data, n, fd);
+	s->count.acts[ACT_DESCRIPTOR]++;
+}
+
 static void send_generate(struct sim *s, struct call *c, struct link *l)
 {
 	Dsd__ClientFrame frame = DSD__CLIENT_FRAME__INIT;
@@ -289,6 +335,13 @@ static void send_generate(struct sim *s, struct call *c, struct link *l)
 	g.has_reuse_generated = g.reuse_generated = c->reuse;
 	g.has_deadline_ms = c->deadline_ms > 0;
 	g.deadline_ms = c->deadline_ms;
+	c->over = c->sure = false;
+	if (c->session && c->session->id) {
+		session_look(s, c, c->session);
+		g.has_session = 1;
+		g.session = c->session->id;
+		c->session->touched = s->now;
+	}
 	switch (c->form) {
 	case FORM_TEXT:
 		g.prompt_case = DSD__GENERATE__PROMPT_TEXT;
@@ -335,7 +388,10 @@ static void send_generate(struct sim *s, struct call *c, struct link *l)
 		*ch = (struct call_choice){.text = ch->text};
 		begin_choice(s, c, ch);
 	}
-	call_send_frame(s, l, c->id, &frame);
+	if (c->passed && l->passed < 0)
+		send_passed(s, c, l, &frame);
+	else
+		call_send_frame(s, l, c->id, &frame);
 }
 
 static void send_others(struct sim *s, struct call *c, struct link *l)
@@ -578,6 +634,7 @@ static void on_done(struct sim *s, struct call *c, const Dsd__Usage *u)
 	s->count.acts[ACT_LOGPROBS] += c->logprobs >= 0;
 	s->count.acts[c->logprobs >= 0 ? ACT_ECHO_LOGPROBS : ACT_ECHO] += c->echo && !c->again;
 	s->count.acts[ACT_RESUME] += c->again;
+	s->count.acts[ACT_SESSION_USE] += c->session != NULL;
 	s->count.acts[ACT_REUSE] += c->reuse && u->cached_tokens > 0;
 	/* The next turn of this conversation, which goes on for a while before another one begins. */
 	if (!c->goes_on && user->n_last && user->n_last < DOCUMENT_BYTES * 3 / 4 &&
@@ -596,6 +653,11 @@ static void on_started(struct sim *s, struct call *c, const Dsd__Started *st)
 	    ((c->seeded || c->again) && st->seed != c->params.seed))
 		sim_broken(s, "request %llu: started as another one", (unsigned long long)c->id);
 	c->started = c->begun = true;
+	if (c->session && c->over)
+		sim_broken(s, "request %llu: runs in a session whose lease has ended",
+			   (unsigned long long)c->id);
+	if (c->session)
+		c->session->used = MAX(c->session->used, c->since);
 	c->params.seed = st->seed;
 	c->number = st->request;
 	memcpy(c->digest, st->model_digest.data, MIN(st->model_digest.len, sizeof(c->digest)));
@@ -673,6 +735,13 @@ static void on_error(struct sim *s, struct call *c, const Dsd__Error *e, bool le
 			try_again(s, c, e);
 		break;
 	case DSD__CODE__CODE_NOT_FOUND:
+		if (c->session && !c->sure) {
+			right = true;
+			s->count.acts[ACT_SESSION_OVER] += c->over;
+			c->session->id = 0;
+		}
+		right |= s->now < s->absent_until;
+		break;
 	case DSD__CODE__CODE_MODEL_INVALID:
 		right |= s->now < s->absent_until;
 		break;

@@ -13,11 +13,21 @@
 #define DOCUMENTS      4u
 #define DOCUMENT_BYTES 1600u
 
+#define SESSIONS 6u /* of one user, as its clients know them */
+
+struct user_session {
+	uint64_t id; /* 0: none */
+	uint64_t lease_usec, opened;
+	uint64_t used, touched; /* for certain; at the latest */
+	uint32_t running;
+};
+
 /* What a user's prompts begin with: texts of its own, and its last conversation. */
 struct user {
 	uint8_t documents[DOCUMENTS][DOCUMENT_BYTES];
 	uint8_t last[DOCUMENT_BYTES];
 	size_t n_last;
+	struct user_session sessions[SESSIONS];
 };
 
 enum call_kind {
@@ -27,6 +37,9 @@ enum call_kind {
 	CALL_DETOKENIZE,
 	/* verbs.c */
 	CALL_LIST,
+	CALL_SESSION_OPEN,
+	CALL_SESSION_FORK,
+	CALL_SESSION_CLOSE,
 	CALL_STATS,
 	CALL_MODELS,
 	CALL_CANCEL_NUMBER,
@@ -68,6 +81,7 @@ struct call {
 	bool seeded, add_bos, reuse, echo;
 	bool goes_on;      /* with its user's last conversation */
 	bool huge;         /* more than a pool that is half published can hold: may be refused */
+	bool passed;       /* its prompt goes beside its frame */
 	bool doomed_input; /* must be refused */
 	uint8_t stop[CALL_STOPS][4];
 	uint32_t n_stops, stop_bytes[CALL_STOPS];
@@ -80,10 +94,14 @@ struct call {
 	uint32_t n_came;     /* ids or bytes of a reply in parts */
 	uint64_t since, due; /* sent; to be sent again, cancelled: 0: nothing is due */
 	uint32_t attempts;
-	uint64_t cancel_at;    /* when its client cancelled it; 0: it has not */
-	uint64_t number;       /* the daemon's, from Started; 0: not known */
-	bool cancelled;        /* the daemon said that it cancelled it: no other end is right */
-	uint64_t target;       /* of a cancel */
+	uint64_t cancel_at; /* when its client cancelled it; 0: it has not */
+	uint64_t number;    /* the daemon's, from Started; 0: not known */
+	bool cancelled;     /* the daemon said that it cancelled it: no other end is right */
+	uint64_t target;    /* of a cancel, a fork, a close */
+	struct user_session *session; /* it runs in, or is about; NULL: none */
+	uint64_t lease_usec;
+	bool over;             /* the session cannot be there any more */
+	bool sure;             /* it must be */
 	bool drain;            /* of a reload: the old one goes first */
 	bool admin, forbidden; /* through which socket; it is not for this one */
 	uint64_t deaths;       /* of workers, when it was sent */
@@ -97,7 +115,7 @@ enum call_size {
 
 /** call_init() - think of a request. */
 void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size);
-void call_done(struct call *c);
+void call_done(struct sim *s, struct call *c);
 /** call_heir() - what can go on on another connection of what @c had; NULL: nothing. On the heap. */
 struct call *call_heir(struct call *c);
 /** call_send() - as request @id, for the first time or where it was. */
@@ -105,6 +123,10 @@ void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id);
 /** call_on_frame() - Return: whether the request is over; c->waiting: it wants to be sent again at c->due. */
 bool call_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame, bool lenient);
 /* ---- verbs.c ---- */
+/** session_pick() - some session of @user; NULL: it has none, or it was not asked of for that one. */
+struct user_session *session_pick(struct sim *s, uint32_t user);
+/** session_look() - what must be said of a session that @c is about to name. */
+void session_look(struct sim *s, struct call *c, const struct user_session *x);
 void verb_init(struct sim *s, struct call *c);
 void verb_send(struct sim *s, struct call *c, struct link *l);
 bool verb_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame);

@@ -57,7 +57,7 @@ static void leave(struct sim *s, struct client *c)
 {
 	link_close(s, c->link);
 	for (uint32_t i = 0; i < CALLS; i++)
-		call_done(&c->calls[i]);
+		call_done(s, &c->calls[i]);
 	free(TAKE_PTR(c->data));
 	c->used = false;
 	s->clients_used--;
@@ -181,7 +181,7 @@ static void on_frame(struct sim *s, struct client *c, const Dsd__ServerFrame *fr
 		if (!call->used || call->waiting || call->id != frame->id)
 			continue;
 		if (call_on_frame(s, call, frame, lenient)) {
-			call_done(call);
+			call_done(s, call);
 			ask(s, c);
 		} else if (call->waiting) {
 			look_again(s, c, call->due);
@@ -526,7 +526,7 @@ void clients_done(struct sim *s)
 {
 	for (uint32_t i = 0; i < s->n_clients; i++) {
 		for (uint32_t k = 0; k < CALLS; k++)
-			call_done(&s->clients[i]->calls[k]);
+			call_done(s, &s->clients[i]->calls[k]);
 		free(s->clients[i]->data);
 		free(s->clients[i]);
 	}

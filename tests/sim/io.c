@@ -123,12 +123,15 @@ struct link *link_new(struct sim *s, uint32_t user, struct client *c)
 		}
 		s->links[i] = calloc(1, sizeof(struct link));
 		assert(s->links[i]);
+		s->links[i]->passed = -EBADF;
 		s->n_links++;
 	}
 	l = s->links[i];
 	free(l->in.data);
 	free(l->out.data);
+	fd_close(l->passed);
 	*l = (struct link){
+		.passed = -EBADF,
 		.index = i,
 		.generation = l->generation + 1,
 		.broker_open = true,
@@ -210,6 +213,19 @@ void link_write(struct sim *s, struct link *l, const void *data, size_t n)
 		return; /* EPIPE: the client will read the end */
 	PIPE_PUT(l->in, data, n);
 	recv_soon(s, l);
+}
+
+void link_write_with(struct sim *s, struct link *l, const void *data, size_t n, int fd)
+{
+	assert(l->passed < 0);
+	if (l->shut || !l->broker_open) {
+		fd_close(fd);
+		return;
+	}
+	link_write(s, l, data, n);
+	l->passed = fd;
+	l->passed_at = l->in.n - n;
+	l->passed_end = l->in.n;
 }
 
 size_t link_read(struct sim *s, struct link *l, uint8_t *data, size_t n)
@@ -446,6 +462,9 @@ static bool on_recv(struct sim *s, struct link *l, struct io_event *ev, uint8_t 
 	n = MIN(n, (size_t)SIM_PIECE);
 	if (n > 1 && sim_one_in(s, 4))
 		n = (size_t)sim_between(s, 1, n);
+	/* A piece that has the descriptor's first byte brings it, and ends with its message at the latest. */
+	if (l->passed >= 0)
+		n = MIN(n, l->passed_end - l->in.at);
 	if (l->shut)
 		n = 0;
 	if (n)
@@ -457,6 +476,8 @@ static bool on_recv(struct sim *s, struct link *l, struct io_event *ev, uint8_t 
 				.res = (int)n,
 				.fd = -EBADF,
 				.data = piece};
+	if (n && l->passed >= 0 && l->in.at > l->passed_at)
+		ev->fd = TAKE_FD(l->passed);
 	/* A peer that died with unread words in its buffer resets the connection. */
 	if (n == 0 && !l->shut && sim_one_in(s, 3))
 		ev->res = -ECONNRESET;
@@ -629,6 +650,7 @@ void sim_io_done(struct sim *s)
 	for (uint32_t i = 0; i < s->n_links; i++) {
 		free(s->links[i]->in.data);
 		free(s->links[i]->out.data);
+		fd_close(s->links[i]->passed);
 		free(s->links[i]);
 	}
 	free(s->links);

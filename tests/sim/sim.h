@@ -80,6 +80,12 @@ enum act {
 	ACT_SCORE,
 	ACT_TOKENIZE,
 	ACT_DETOKENIZE,
+	ACT_SESSION_OPEN,
+	ACT_SESSION_FORK,
+	ACT_SESSION_CLOSE,
+	ACT_SESSION_USE,
+	ACT_SESSION_OVER, /* its lease had ended, or it was another user's: it is not there */
+	ACT_DESCRIPTOR,   /* a prompt beside its frame */
 	ACT_LIST,
 	ACT_STATS,
 	ACT_MODELS,
@@ -138,7 +144,9 @@ struct link {
 	struct {
 		uint8_t *data;
 		size_t at, n, alloc;
-	} in, out;   /* to the broker, to the client */
+	} in, out; /* to the broker, to the client */
+	int passed; /* on its way to the broker with the bytes [passed_at, passed_end) of in; or -EBADF */
+	size_t passed_at, passed_end;
 	size_t room; /* out holds so much */
 	bool receiving, recv_due;
 	uint64_t recv_tag;
@@ -210,6 +218,8 @@ struct link *link_new(struct sim *s, uint32_t user, struct client *c);
 struct link *link_get(struct sim *s, uint32_t index, uint32_t generation);
 /** link_write() - the client sends; nothing is lost, pieces come when they come. */
 void link_write(struct sim *s, struct link *l, const void *data, size_t n);
+/** link_write_with() - the same with a descriptor, which is the link's then; none may be on its way. */
+void link_write_with(struct sim *s, struct link *l, const void *data, size_t n, int fd);
 /** link_read() - the client takes up to @n bytes. Return: bytes. */
 size_t link_read(struct sim *s, struct link *l, uint8_t *data, size_t n);
 /** link_ended() - nothing more will come to the client. */

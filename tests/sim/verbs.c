@@ -12,7 +12,9 @@
 #include "layout/page.h"
 #include "worker/fake.h"
 
-#define NAMES       3u                  /* of published prefixes */
+#define SESSION_SLACK                                                                              \
+	(5 * SIM_SECOND) /* what a client knows of a session's last use is so old at most */
+#define NAMES       3u   /* of published prefixes */
 #define NO_NUMBER   (UINT64_C(1) << 40) /* no request has it */
 #define ABSENT_ENDS (10 * SIM_SECOND)   /* after a load what was said before it has come */
 
@@ -44,18 +46,114 @@ static void think_target(struct sim *s, struct call *c)
 		target->cancelling = true;
 }
 
+/* ---- sessions ---- */
+
+struct user_session *session_pick(struct sim *s, uint32_t user)
+{
+	struct user_session *x = &s->users[user].sessions[sim_below(s, SESSIONS)];
+
+	return x->id ? x : NULL;
+}
+
+/* It cannot be there once its lease has ended with nobody in it; it must be there until then, but that a
+ * model that is loaded anew has none. */
+void session_look(struct sim *s, struct call *c, const struct user_session *x)
+{
+	uint32_t others = x->running - (c->session == x && c->kind == CALL_GENERATE);
+
+	c->over = others == 0 && s->now > x->touched + x->lease_usec + SESSION_SLACK;
+	c->sure = s->now + SESSION_SLACK < x->used + x->lease_usec &&
+		  s->renewed_until < x->opened && s->now >= s->absent_until;
+}
+
+static void think_session(struct sim *s, struct call *c)
+{
+	struct user_session *x = session_pick(s, c->user);
+	uint32_t other = (uint32_t)sim_below(s, SIM_USERS);
+
+	c->lease_usec = sim_one_in(s, 2) ? sim_between(s, 1, 900) * SIM_SECOND
+					 : sim_between(s, 1000, 60000) * 1000;
+	c->kind = CALL_SESSION_OPEN;
+	if (sim_one_in(s, 8) && other != c->user) {
+		/* Another user's is none. */
+		x = session_pick(s, other);
+		c->forbidden = x != NULL;
+	}
+	if (!x || (!c->forbidden && (x->running || sim_one_in(s, 3))))
+		return;
+	c->kind = sim_one_in(s, 2) ? CALL_SESSION_FORK : CALL_SESSION_CLOSE;
+	c->target = x->id;
+	c->session = x;
+	session_look(s, c, x);
+	if (c->forbidden)
+		return;
+	if (c->kind == CALL_SESSION_CLOSE)
+		x->id = 0;
+	else
+		x->touched = s->now;
+}
+
+/* What a session verb sends, at once after it was thought of. */
+static bool fill_session_verb(const struct call *c, Dsd__ClientFrame *frame, Dsd__SessionOpen *open,
+			      Dsd__SessionFork *fork, Dsd__SessionClose *close)
+{
+	switch (c->kind) {
+	case CALL_SESSION_OPEN:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_SESSION_OPEN;
+		frame->session_open = open;
+		open->has_lease_ms = 1;
+		open->lease_ms = (uint32_t)(c->lease_usec / 1000);
+		return true;
+	case CALL_SESSION_FORK:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_SESSION_FORK;
+		frame->session_fork = fork;
+		fork->session = c->target;
+		return true;
+	case CALL_SESSION_CLOSE:
+		frame->msg_case = DSD__CLIENT_FRAME__MSG_SESSION_CLOSE;
+		frame->session_close = close;
+		close->session = c->target;
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool on_session(struct sim *s, struct call *c, const Dsd__SessionReply *r)
+{
+	struct user_session *x = &s->users[c->user].sessions[sim_below(s, SESSIONS)];
+
+	if (c->kind == CALL_SESSION_OPEN && r->lease_ms != c->lease_usec / 1000)
+		return false;
+	if (c->kind != CALL_SESSION_OPEN &&
+	    (c->kind != CALL_SESSION_FORK || c->forbidden || c->over || r->session == c->target))
+		return false;
+	s->count.acts[c->kind == CALL_SESSION_OPEN ? ACT_SESSION_OPEN : ACT_SESSION_FORK]++;
+	/* One that is forgotten ends with its lease. */
+	if (x->running == 0)
+		*x = (struct user_session){.id = r->session,
+					   .lease_usec = r->lease_ms * UINT64_C(1000),
+					   .opened = s->now,
+					   .used = c->since,
+					   .touched = s->now};
+	return r->session != 0;
+}
+
 void verb_init(struct sim *s, struct call *c)
 {
-	static const enum call_kind users[] = {CALL_LIST, CALL_STATS, CALL_MODELS,
-					       CALL_CANCEL_NUMBER, CALL_CANCEL_NUMBER};
+	static const enum call_kind users[] = {
+		CALL_LIST,          CALL_STATS,        CALL_MODELS,       CALL_CANCEL_NUMBER,
+		CALL_CANCEL_NUMBER, CALL_SESSION_OPEN, CALL_SESSION_OPEN, CALL_SESSION_OPEN};
 	static const enum call_kind admins[] = {
 		CALL_LIST,    CALL_STATS, CALL_MODELS,    CALL_PUBLISH,       CALL_PUBLISH,
 		CALL_PUBLISH, CALL_EVICT, CALL_UNPUBLISH, CALL_CANCEL_NUMBER, CALL_RELOAD};
 
 	c->kind = c->admin ? admins[sim_below(s, N_ELEMENTS(admins))]
 			   : users[sim_below(s, N_ELEMENTS(users))];
-	if (c->admin && sim_one_in(s, 60))
-		c->kind = sim_one_in(s, 2) ? CALL_DRAIN : CALL_UNLOAD;
+	if (c->admin && sim_one_in(s, 30))
+		c->kind = sim_one_in(s, 2)   ? CALL_RELOAD
+			  : sim_one_in(s, 2) ? CALL_DRAIN
+					     : CALL_UNLOAD;
 	if (c->admin && (s->drained || s->unloaded))
 		c->kind = s->unloaded ? CALL_LOAD : CALL_UNDRAIN;
 	c->drain = sim_one_in(s, 4);
@@ -67,6 +165,8 @@ void verb_init(struct sim *s, struct call *c)
 	}
 	if (c->kind == CALL_PUBLISH)
 		think_prefix(s, c);
+	if (c->kind == CALL_SESSION_OPEN)
+		think_session(s, c);
 	s->count.requests++;
 }
 
@@ -89,8 +189,6 @@ static void fill_model_verb(struct sim *s, struct call *c, Dsd__ClientFrame *fra
 		frame->msg_case = DSD__CLIENT_FRAME__MSG_RELOAD;
 		frame->reload = reload;
 		reload->has_drain = reload->drain = c->drain;
-		if (c->drain && !c->forbidden)
-			s->renewed_until = s->now + 10 * SIM_MINUTE;
 		break;
 	case CALL_DRAIN:
 	case CALL_UNDRAIN:
@@ -115,6 +213,8 @@ static void fill_model_verb(struct sim *s, struct call *c, Dsd__ClientFrame *fra
 		frame->load = load;
 		load->path = (char *)"fake";
 	}
+	if (!c->forbidden && c->kind != CALL_DRAIN && c->kind != CALL_UNDRAIN)
+		s->renewed_until = s->now + 3 * SIM_MINUTE;
 	if (!c->forbidden && (s->drained || s->unloaded))
 		call_for_another(s);
 }
@@ -134,6 +234,9 @@ void verb_send(struct sim *s, struct call *c, struct link *l)
 	Dsd__Drain drain = DSD__DRAIN__INIT;
 	Dsd__Unload unload = DSD__UNLOAD__INIT;
 	Dsd__Load load = DSD__LOAD__INIT;
+	Dsd__SessionOpen open = DSD__SESSION_OPEN__INIT;
+	Dsd__SessionFork fork = DSD__SESSION_FORK__INIT;
+	Dsd__SessionClose close = DSD__SESSION_CLOSE__INIT;
 	Dsd__Ids ids = DSD__IDS__INIT;
 	char name[16];
 
@@ -184,6 +287,8 @@ void verb_send(struct sim *s, struct call *c, struct link *l)
 		frame.evict = &evict;
 		break;
 	default:
+		if (fill_session_verb(c, &frame, &open, &fork, &close))
+			break;
 		fill_model_verb(s, c, &frame, &reload, &drain, &unload, &load);
 	}
 	call_send_frame(s, l, c->id, &frame);
@@ -228,6 +333,9 @@ static bool on_ack(struct sim *s, struct call *c, const Dsd__Ack *ack)
 	case CALL_EVICT:
 		s->count.acts[ACT_EVICT]++;
 		return true;
+	case CALL_SESSION_CLOSE:
+		s->count.acts[ACT_SESSION_CLOSE]++;
+		return !c->over && !c->forbidden;
 	case CALL_RELOAD:
 		s->count.acts[ACT_RELOAD]++;
 		return true;
@@ -267,6 +375,10 @@ static bool on_refusal(struct sim *s, const struct call *c, const Dsd__Error *e)
 		s->count.acts[ACT_FORBIDDEN] += c->forbidden;
 		return c->forbidden;
 	case DSD__CODE__CODE_NOT_FOUND:
+		if (c->kind == CALL_SESSION_FORK || c->kind == CALL_SESSION_CLOSE) {
+			s->count.acts[ACT_SESSION_OVER] += c->over || c->forbidden;
+			return !c->sure || c->forbidden || s->now < s->absent_until;
+		}
 		return c->kind == CALL_CANCEL_NUMBER || c->kind == CALL_UNPUBLISH ||
 		       s->now < s->absent_until;
 	case DSD__CODE__CODE_INVALID_ARGUMENT:
@@ -279,7 +391,8 @@ static bool on_refusal(struct sim *s, const struct call *c, const Dsd__Error *e)
 		}
 		return true;
 	case DSD__CODE__CODE_RESOURCE_EXHAUSTED:
-		return c->kind == CALL_PUBLISH || c->kind >= CALL_RELOAD;
+		return c->kind == CALL_PUBLISH || c->kind == CALL_SESSION_OPEN ||
+		       c->kind == CALL_SESSION_FORK || c->kind >= CALL_RELOAD;
 	case DSD__CODE__CODE_RETRYABLE:
 		return c->kind == CALL_PUBLISH || may_fail(s, c);
 	case DSD__CODE__CODE_MODEL_INVALID:
@@ -287,7 +400,8 @@ static bool on_refusal(struct sim *s, const struct call *c, const Dsd__Error *e)
 	case DSD__CODE__CODE_MODEL_FAULT:
 		return (c->kind == CALL_PUBLISH && s->n_deaths >= c->deaths + 2) || may_fail(s, c);
 	case DSD__CODE__CODE_FAILED_PRECONDITION: /* its first worker is not there yet */
-		return (c->kind == CALL_UNPUBLISH || c->kind == CALL_EVICT) &&
+		return (c->kind == CALL_UNPUBLISH || c->kind == CALL_EVICT ||
+			c->kind == CALL_SESSION_OPEN) &&
 		       (s->count.steps == 0 || s->now < s->absent_until ||
 			s->now < s->renewed_until);
 	default:
@@ -314,6 +428,9 @@ bool verb_on_frame(struct sim *s, struct call *c, const Dsd__ServerFrame *frame)
 			(frame->models->n_models == 1 ||
 			 (frame->models->n_models == 0 && s->now < s->absent_until));
 		s->count.acts[ACT_MODELS]++;
+		break;
+	case DSD__SERVER_FRAME__MSG_SESSION:
+		right = on_session(s, c, frame->session);
 		break;
 	case DSD__SERVER_FRAME__MSG_PROGRESS:
 		right = c->kind >= CALL_RELOAD && c->kind <= CALL_LOAD && !c->forbidden;
