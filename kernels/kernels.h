@@ -134,6 +134,8 @@ struct kernels {
 
 	/* Memory. -ENOMEM; -EINVAL for a shape of 0 or past limits; what read_row() returned. */
 	int (*weight_pack)(struct kernels *k, struct k_weight **ret, const struct k_source *src);
+	/* The same numbers in memory of their own. -ENOMEM. */
+	int (*weight_copy)(struct kernels *k, struct k_weight **ret, const struct k_weight *w);
 	void (*weight_free)(struct kernels *k, struct k_weight *w);
 	uint64_t (*weight_bytes)(const struct k_weight *w);
 	int (*buffer_new)(struct kernels *k, struct k_buffer **ret, uint32_t max_rows,

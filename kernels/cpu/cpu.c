@@ -221,6 +221,7 @@ int kernels_cpu_new(struct kernels **ret, const struct kernels_config *cfg)
 		.device = c,
 		.free = cpu_free,
 		.weight_pack = cpu_weight_pack,
+		.weight_copy = cpu_weight_copy,
 		.weight_free = cpu_weight_free,
 		.weight_bytes = cpu_weight_bytes,
 		.buffer_new = cpu_buffer_new,

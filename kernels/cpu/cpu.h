@@ -223,6 +223,7 @@ static inline uint16_t bf16_from_f32(float f)
 
 /* Operations, each in the file of its name. */
 int cpu_weight_pack(struct kernels *k, struct k_weight **ret, const struct k_source *src);
+int cpu_weight_copy(struct kernels *k, struct k_weight **ret, const struct k_weight *w);
 void cpu_weight_free(struct kernels *k, struct k_weight *w);
 uint64_t cpu_weight_bytes(const struct k_weight *w);
 void cpu_embed(struct kernels *k, struct k_buffer *x, const struct k_weight *table);

@@ -200,6 +200,24 @@ int cpu_weight_pack(struct kernels *k, struct k_weight **ret, const struct k_sou
 	return 0;
 }
 
+int cpu_weight_copy(struct kernels *k, struct k_weight **ret, const struct k_weight *w)
+{
+	struct k_weight *copy = malloc(sizeof(*copy));
+
+	(void)k;
+	if (!copy)
+		return -ENOMEM;
+	*copy = *w;
+	copy->data = cpu_alloc(w->bytes);
+	if (!copy->data) {
+		free(copy);
+		return -ENOMEM;
+	}
+	memcpy(copy->data, w->data, w->bytes);
+	*ret = copy;
+	return 0;
+}
+
 void cpu_weight_free(struct kernels *k, struct k_weight *w)
 {
 	(void)k;

@@ -12,21 +12,14 @@
 
 #include "cpu/cpu.h"
 #include "kernels.h"
-#include "limits.h"
+#include "limit.h"
 
-#define ROUNDS      7
-#define COLD_BYTES  (300u << 20)
-#define FMA_ROUNDS  4000000u
-#define INT8_ROUNDS 2000000u
+#define ROUNDS     7
+#define COLD_BYTES (300u << 20)
 
 struct bench {
 	struct kernels *k;
-	uint32_t mask;
-	struct threads *threads;
-	uint64_t *memory; /* COLD_BYTES */
-	double flop[64];
-	bool direct; /* the 4-bit limit of AVX2 */
-	uint64_t sink[64];
+	struct limits *limits;
 };
 
 /* One thread is timed by its own CPU clock, so that neighbours on the machine do not count; several
@@ -52,57 +45,19 @@ static double median(double *x)
 	return x[ROUNDS / 2];
 }
 
-static void read_part(void *ctx, uint32_t thread, uint32_t n_threads)
-{
-	struct bench *b = ctx;
-	uint32_t begin, end;
-
-	threads_share(COLD_BYTES / 8, thread, n_threads, &begin, &end);
-	b->sink[thread % 64] = limit_read(b->memory + begin, end - begin);
-}
-
-static void fma_part(void *ctx, uint32_t thread, uint32_t n_threads)
-{
-	struct bench *b = ctx;
-	float sink;
-
-	(void)n_threads;
-	if (kernels_cpu_detect() & b->mask & K_CPU_AVX512)
-		b->flop[thread % 64] = limit_fma_avx512(FMA_ROUNDS, &sink);
-	else
-		b->flop[thread % 64] = limit_fma_avx2(FMA_ROUNDS, &sink);
-}
-
-/* Products of bytes, as this instruction set does them for weights of @type. */
-static void int8_part(void *ctx, uint32_t thread, uint32_t n_threads)
-{
-	struct bench *b = ctx;
-
-	(void)n_threads;
-	if (kernels_cpu_detect() & b->mask & K_CPU_VNNI)
-		b->flop[thread % 64] = limit_int8_vnni(INT8_ROUNDS);
-	else
-		b->flop[thread % 64] = limit_int8_avx2(INT8_ROUNDS, b->direct);
-}
-
 static double limit_bytes(struct bench *b)
 {
-	double t = now(b);
+	double t = now(b), bytes = limits_read(b->limits);
 
-	threads_run(b->threads, UINT64_MAX, read_part, b);
-	return COLD_BYTES / (now(b) - t);
+	return bytes / (now(b) - t);
 }
 
 static double limit_flop(struct bench *b, enum k_type type)
 {
-	double t = now(b), sum = 0;
+	double t = now(b);
+	double n = type >= K_Q8 ? limits_int8(b->limits, type) : limits_float(b->limits);
 
-	b->direct = type == K_Q4;
-	threads_run(b->threads, UINT64_MAX, type >= K_Q8 ? int8_part : fma_part, b);
-	t = now(b) - t;
-	for (uint32_t i = 0; i < threads_count(b->threads) && i < 64; i++)
-		sum += b->flop[i];
-	return sum / t;
+	return n / (now(b) - t);
 }
 
 static int some_row(void *ctx, uint32_t row, float *ret)
@@ -126,17 +81,12 @@ static struct k_weight *weight(struct bench *b, uint32_t n_mat, uint32_t n_out, 
 }
 
 /* Quantising is work; a copy is as cold as the first. */
-static struct k_weight *weight_copy(const struct k_weight *w)
+static struct k_weight *weight_copy(struct bench *b, const struct k_weight *w)
 {
-	struct k_weight *ret = malloc(sizeof(*ret));
+	struct k_weight *ret = NULL;
 
-	if (!ret)
+	if (b->k->weight_copy(b->k, &ret, w) < 0)
 		exit(1);
-	*ret = *w;
-	ret->data = cpu_alloc(w->bytes);
-	if (!ret->data)
-		exit(1);
-	memcpy(ret->data, w->data, w->bytes);
 	return ret;
 }
 
@@ -218,7 +168,7 @@ static void bench_linear(struct bench *b, enum k_type type, uint32_t rows, uint3
 	if (!w)
 		exit(1);
 	for (uint32_t i = 0; i < n; i++)
-		w[i] = i ? weight_copy(w[0]) : weight(b, 1, n_out, n_in, type);
+		w[i] = i ? weight_copy(b, w[0]) : weight(b, 1, n_out, n_in, type);
 	step_init(&s, rows, 0, false, 16);
 	b->k->step_begin(b->k, &s.step, &s.pool);
 	for (uint32_t r = 0; r < ROUNDS; r++) {
@@ -287,16 +237,10 @@ int main(int argc, char **argv)
 		.n_threads = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 0) : 0,
 		.cpu_mask = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 0) : UINT32_MAX,
 	};
-	struct bench b = {.mask = cfg.cpu_mask, .memory = cpu_alloc(COLD_BYTES)};
+	struct bench b = {};
 
-	if (!b.memory || kernels_cpu_new(&b.k, &cfg) < 0 ||
-	    threads_new(&b.threads, b.k->n_threads) < 0)
+	if (kernels_cpu_new(&b.k, &cfg) < 0 || limits_new(&b.limits, &cfg) < 0)
 		return 1;
-	if (!(kernels_cpu_detect() & K_CPU_AVX2)) {
-		printf("skipped: this CPU has no AVX2, so that there is no limit to compare with\n");
-		return 0;
-	}
-	memset(b.memory, 1, COLD_BYTES);
 	printf("%s, %u threads: reads %.1f GB/s, multiplies %.1f GFLOP/s, int8 %.1f GOP/s, with q4 %.1f\n",
 	       b.k->name, b.k->n_threads, limit_bytes(&b) * 1e-9, limit_flop(&b, K_F32) * 1e-9,
 	       limit_flop(&b, K_Q8) * 1e-9, limit_flop(&b, K_Q4) * 1e-9);
@@ -311,8 +255,7 @@ int main(int argc, char **argv)
 	bench_attention(&b, true, 8, 4096);
 	bench_attention(&b, false, 256, 0);
 	bench_attention(&b, false, 512, 4096);
-	threads_free(b.threads);
+	limits_free(b.limits);
 	b.k->free(b.k);
-	free(b.memory);
 	return 0;
 }

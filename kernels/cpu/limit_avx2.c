@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <immintrin.h>
+#include "limit_rounds.h"
 
-#include "limits.h"
+#include <immintrin.h>
 
 #define CHAINS 12 /* more than latency times ports */
 

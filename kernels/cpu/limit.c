@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "limit.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu.h"
+#include "limit_rounds.h"
+
+#define FMA_ROUNDS  1000000u
+#define INT8_ROUNDS 1000000u
+#define CHAINS      8
+
+struct limits {
+	struct threads *threads;
+	uint32_t cpu; /* K_CPU_* in use */
+	enum k_type type;
+	uint64_t *memory;  /* LIMITS_READ_BYTES */
+	struct sink *done; /* [n_threads] */
+};
+
+/* What each thread did, and a value that keeps the work alive; a line each. */
+struct sink {
+	double n;
+	uint64_t value;
+	uint8_t pad[LINE - sizeof(double) - sizeof(uint64_t)];
+};
+
+static uint64_t read_all(const uint64_t *data, size_t n)
+{
+	uint64_t sum[8] = {0};
+
+	for (size_t i = 0; i + 8 <= n; i += 8) {
+		__builtin_prefetch(data + i + 512);
+		for (int j = 0; j < 8; j++)
+			sum[j] ^= data[i + j];
+	}
+	return sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
+}
+
+static double fma_scalar(uint64_t n, float *sink)
+{
+	float x[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8};
+
+	for (uint64_t r = 0; r < n; r++)
+		for (int i = 0; i < CHAINS; i++)
+			x[i] = x[i] * 0.999f + 0.001f;
+	*sink = x[0];
+	return 2.0 * CHAINS * (double)n;
+}
+
+static double int8_scalar(uint64_t n, uint64_t *sink)
+{
+	int32_t sum[CHAINS] = {0};
+
+	for (uint64_t r = 0; r < n; r++)
+		for (int i = 0; i < CHAINS; i++)
+			sum[i] += (int8_t)(r + (uint64_t)i) * (int8_t)(r >> 8);
+	*sink = (uint64_t)sum[0];
+	return 2.0 * CHAINS * (double)n;
+}
+
+static void read_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	struct limits *l = ctx;
+	uint32_t begin, end;
+
+	threads_share(LIMITS_READ_BYTES / LINE, thread, n_threads, &begin, &end);
+	l->done[thread].n = (double)(end - begin) * LINE;
+	l->done[thread].value = read_all(l->memory + (size_t)begin * (LINE / sizeof(*l->memory)),
+					 (size_t)(end - begin) * (LINE / sizeof(*l->memory)));
+}
+
+static void float_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	struct limits *l = ctx;
+	float sink = 0;
+
+	(void)n_threads;
+#ifdef K_HAVE_X86
+	if (l->cpu & K_CPU_AVX512)
+		l->done[thread].n = limit_fma_avx512(FMA_ROUNDS, &sink);
+	else if (l->cpu & K_CPU_AVX2)
+		l->done[thread].n = limit_fma_avx2(FMA_ROUNDS, &sink);
+	else
+#endif
+		l->done[thread].n = fma_scalar(FMA_ROUNDS, &sink);
+	l->done[thread].value = sink > 0;
+}
+
+static void int8_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	struct limits *l = ctx;
+
+	(void)n_threads;
+#ifdef K_HAVE_X86
+	if (l->cpu & K_CPU_VNNI)
+		l->done[thread].n = limit_int8_vnni(INT8_ROUNDS);
+	else if (l->cpu & K_CPU_AVX2)
+		l->done[thread].n = limit_int8_avx2(INT8_ROUNDS, l->type == K_Q4);
+	else
+#endif
+		l->done[thread].n = int8_scalar(INT8_ROUNDS, &l->done[thread].value);
+}
+
+static double run(struct limits *l, threads_fn part)
+{
+	double sum = 0;
+
+	threads_run(l->threads, UINT64_MAX, part, l);
+	for (uint32_t i = 0; i < threads_count(l->threads); i++)
+		sum += l->done[i].n;
+	return sum;
+}
+
+int limits_new(struct limits **ret, const struct kernels_config *cfg)
+{
+	struct limits *l = calloc(1, sizeof(*l));
+	int r;
+
+	if (!l)
+		return -ENOMEM;
+	l->cpu = kernels_cpu_detect() & cfg->cpu_mask;
+	r = threads_new(&l->threads, cfg->n_threads > 0 ? cfg->n_threads : threads_cpus());
+	if (r >= 0) {
+		l->memory = cpu_alloc(LIMITS_READ_BYTES);
+		l->done = calloc(threads_count(l->threads), sizeof(*l->done));
+		if (!l->memory || !l->done)
+			r = -ENOMEM;
+	}
+	if (r < 0) {
+		limits_free(l);
+		return r;
+	}
+	memset(l->memory, 1, LIMITS_READ_BYTES);
+	*ret = l;
+	return 0;
+}
+
+struct limits *limits_free(struct limits *l)
+{
+	if (!l)
+		return NULL;
+	threads_free(l->threads);
+	free(l->memory);
+	free(l->done);
+	free(l);
+	return NULL;
+}
+
+double limits_read(struct limits *l)
+{
+	return run(l, read_part);
+}
+
+double limits_float(struct limits *l)
+{
+	return run(l, float_part);
+}
+
+double limits_int8(struct limits *l, enum k_type type)
+{
+	l->type = type;
+	return run(l, int8_part);
+}
