@@ -156,3 +156,10 @@ int infer_new(struct engine *ret, struct image_builder *image, const struct file
 	};
 	return 0;
 }
+
+const struct model *infer_model(const struct engine *e)
+{
+	const struct infer *f = e->ctx;
+
+	return &f->model;
+}

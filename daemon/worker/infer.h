@@ -8,6 +8,7 @@ struct engine;
 struct error;
 struct files;
 struct image_builder;
+struct model;
 
 /**
  * infer_new() - load a model
@@ -19,3 +20,5 @@ struct image_builder;
 int infer_new(struct engine *ret, struct image_builder *image, const struct files *files,
 	      const struct load_options *o, const struct kernels_config *cpu,
 	      load_progress progress, void *ctx, struct error *err);
+/** infer_model() - the model behind an engine of infer_new(), for what wants to know its cost. */
+const struct model *infer_model(const struct engine *e);

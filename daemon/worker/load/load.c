@@ -28,6 +28,7 @@ struct load {
 	enum k_type type;
 	enum page_entry entry;
 	uint64_t pack_bytes;
+	uint32_t n_built, n_packed; /* layers; fewer than there are where it is only measured */
 };
 
 struct load *load_free(struct load *l)
@@ -117,7 +118,8 @@ static uint64_t pack_numbers(const struct load *l)
 	uint64_t n, active;
 
 	tensors_count(&l->config, &n, &active);
-	return n + (uint64_t)m->n_layers * m->n_heads * (m->nope + m->v_head) * m->rank;
+	n += (uint64_t)m->n_layers * m->n_heads * (m->nope + m->v_head) * m->rank;
+	return (uint64_t)((double)n * l->n_packed / m->n_layers); /* only progress is told by it */
 }
 
 static int check_memory(const struct load *l, struct error *err)
@@ -166,6 +168,22 @@ static int check_forward(struct load *l, struct error *err)
 	return p.r;
 }
 
+static int fit_layers(struct load *l, uint64_t room, struct error *err)
+{
+	int r = 0;
+
+	while (r >= 0 && l->pack_bytes > room && l->n_built > model_packed_min(&l->config.m)) {
+		l->n_built--;
+		r = check_forward(l, err);
+	}
+	if (r >= 0 && l->pack_bytes > room)
+		return error_set(err, -ENOMEM,
+				 "the weights of %u layers take %.1f GiB: there is room for %.1f",
+				 l->n_built, (double)l->pack_bytes / (1u << 30),
+				 (double)room / (1u << 30));
+	return r;
+}
+
 int load_open(struct load **ret, const struct files *files, const struct load_options *o,
 	      struct error *err)
 {
@@ -182,10 +200,14 @@ int load_open(struct load **ret, const struct files *files, const struct load_op
 	r = r ?: choose_types(l, o, err);
 	r = r ?: open_weights(l, files, err);
 	r = r ?: tensors_check(&l->config, l->weights, err);
+	l->n_built = l->config.m.n_layers;
 	r = r ?: check_forward(l, err);
-	r = r ?: check_memory(l, err);
+	r = r ?: o->room_bytes ? fit_layers(l, o->room_bytes, err) : check_memory(l, err);
 	if (r < 0)
 		return r;
+	l->n_packed = l->n_built;
+	if (o->room_bytes && weights_are_synthetic(l->weights))
+		l->n_packed = model_packed_min(&l->config.m);
 	if (o->n_context)
 		l->config.m.n_context = MIN(l->config.m.n_context, o->n_context);
 	*ret = TAKE_PTR(l);
@@ -197,7 +219,8 @@ struct load_facts load_get_facts(const struct load *l)
 	struct load_facts f = {.config = &l->config,
 			       .entry = l->entry,
 			       .type = l->type,
-			       .pack_bytes = l->pack_bytes};
+			       .pack_bytes = l->pack_bytes,
+			       .n_built = l->n_built};
 
 	tensors_count(&l->config, &f.n_params, &f.n_params_active);
 	return f;
@@ -488,11 +511,12 @@ static void pack_layer(struct packing *p, struct model_layer *layer, uint32_t l)
 static void pack_model(struct packing *p, struct model *ret)
 {
 	const struct model_config *m = p->m;
+	uint32_t n_layers = p->k ? p->l->n_packed : p->l->n_built;
 
 	snprintf(p->stage, sizeof(p->stage), "embedding");
 	pack(p, &ret->embed, (struct rows){.name = "model.embed_tokens.weight"}, 1, m->n_vocab,
 	     m->hidden, sensitive(p->l->type));
-	for (uint32_t i = 0; i < m->n_layers && p->r >= 0; i++)
+	for (uint32_t i = 0; i < n_layers && p->r >= 0; i++)
 		pack_layer(p, &ret->layers[i], i);
 	snprintf(p->stage, sizeof(p->stage), "head");
 	pack(p, &ret->norm, (struct rows){.name = "model.norm.weight"}, 1, 1, m->hidden, K_F32);
@@ -519,7 +543,9 @@ int load_pack(struct load *l, struct kernels *k, load_progress progress, void *c
 		return p.r;
 	pack_model(&p, ret);
 	if (p.r >= 0)
+		p.r = model_cycle(ret, l->n_packed, l->n_built);
+	if (p.r >= 0)
 		p.r = report(&p, true);
-	*ret_bytes = p.bytes;
+	*ret_bytes = l->pack_bytes;
 	return p.r;
 }

@@ -26,6 +26,10 @@ struct load_options {
 	uint32_t weights; /* enum control_weights */
 	uint32_t entry;   /* enum page_entry, or _PAGE_ENTRY_MAX: f32 for f32 weights, else bf16 */
 	uint32_t n_context; /* limit, 0: the model's own */
+	/* 0: all layers are packed, and a model that does not fit into this machine is refused. Else it
+	 * is only to be measured: as many layers are built as fit into so many bytes, synthetic ones as
+	 * copies of the first of their kind, and the others share their weights (model_cycle()). */
+	uint64_t room_bytes;
 };
 
 /* What can be said of a model before its weights are read. */
@@ -35,6 +39,7 @@ struct load_facts {
 	enum k_type type; /* how matrices are kept; with K_Q4 some have K_Q8 (load.c) */
 	uint64_t n_params, n_params_active;
 	uint64_t pack_bytes; /* of the packed weights */
+	uint32_t n_built;    /* layers with weights of their own */
 };
 
 /**

@@ -4,7 +4,9 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/cleanup.h"
 #include "base/error.h"
 
 #define WIDTH_MAX (1u << 24) /* of any product of two widths: no arithmetic below can wrap */
@@ -93,9 +95,93 @@ int model_init(struct model *m, const struct model_config *cfg, struct kernels *
 		r = check_width(c.q_lora_rank, "q_lora_rank", err);
 	if (r < 0)
 		return r;
-	*m = (struct model){.cfg = c, .k = k};
+	*m = (struct model){.cfg = c, .k = k, .n_built = c.n_layers};
 	m->layers = calloc(c.n_layers, sizeof(*m->layers));
 	return m->layers ? 0 : -ENOMEM;
+}
+
+#define LAYER_WEIGHTS 19u
+
+static void layer_weights(struct model_layer *y, struct k_weight **ret[static LAYER_WEIGHTS])
+{
+	struct k_weight **const weights[LAYER_WEIGHTS] = {
+		&y->attn_norm,
+		&y->q,
+		&y->q_a,
+		&y->q_a_norm,
+		&y->q_b,
+		&y->kv_a,
+		&y->kv_a_norm,
+		&y->kv_b,
+		&y->w_uk,
+		&y->w_uv,
+		&y->o,
+		&y->ffn_norm,
+		&y->ffn_gate_up,
+		&y->ffn_down,
+		&y->gate,
+		&y->experts_gate_up,
+		&y->experts_down,
+		&y->shared_gate_up,
+		&y->shared_down,
+	};
+
+	memcpy(ret, weights, sizeof(weights));
+}
+
+uint32_t model_packed_min(const struct model_config *c)
+{
+	uint32_t min = c->n_experts > 0 ? c->first_dense + c->moe_freq : 1;
+
+	return min < c->n_layers ? min : c->n_layers;
+}
+
+/* The layer of the same kind, among the first @n, that stands in for layer @l. */
+static const struct model_layer *stand_in(const struct model *m, uint32_t n, uint32_t l)
+{
+	uint32_t first = m->cfg.n_experts > 0 ? m->cfg.first_dense : 0;
+	uint32_t freq = m->cfg.n_experts > 0 ? m->cfg.moe_freq : 1;
+
+	while (l >= n)
+		l -= (n - first) / freq * freq;
+	return &m->layers[l];
+}
+
+static int copy_layer(struct model *m, struct model_layer *ret, const struct model_layer *from)
+{
+	struct model_layer copy = *from;
+	struct k_weight **weights[LAYER_WEIGHTS];
+	int r = 0;
+
+	*ret = (struct model_layer){};
+	layer_weights(&copy, weights);
+	for (uint32_t i = 0; i < LAYER_WEIGHTS; i++) {
+		struct k_weight *w = TAKE_PTR(*weights[i]);
+
+		if (w && r >= 0)
+			r = m->k->weight_copy(m->k, weights[i], w);
+	}
+	if (from->route_bias)
+		copy.route_bias = malloc(m->cfg.n_experts * sizeof(*copy.route_bias));
+	if (copy.route_bias)
+		memcpy(copy.route_bias, from->route_bias,
+		       m->cfg.n_experts * sizeof(*copy.route_bias));
+	else if (from->route_bias)
+		r = -ENOMEM;
+	*ret = copy;
+	return r;
+}
+
+int model_cycle(struct model *m, uint32_t n_packed, uint32_t n_built)
+{
+	int r = 0;
+
+	for (uint32_t l = n_packed; r >= 0 && l < n_built; l++)
+		r = copy_layer(m, &m->layers[l], stand_in(m, n_packed, l));
+	m->n_built = n_built;
+	for (uint32_t l = n_built; l < m->cfg.n_layers; l++)
+		m->layers[l] = *stand_in(m, n_built, l);
+	return r;
 }
 
 void model_done(struct model *m)
@@ -106,32 +192,13 @@ void model_done(struct model *m)
 		m->k->weight_free(m->k, m->head);
 	m->k->weight_free(m->k, m->embed);
 	m->k->weight_free(m->k, m->norm);
-	for (uint32_t l = 0; m->layers && l < m->cfg.n_layers; l++) {
+	for (uint32_t l = 0; m->layers && l < m->n_built; l++) {
 		struct model_layer *y = &m->layers[l];
-		struct k_weight *const weights[] = {
-			y->attn_norm,
-			y->q,
-			y->q_a,
-			y->q_a_norm,
-			y->q_b,
-			y->kv_a,
-			y->kv_a_norm,
-			y->kv_b,
-			y->w_uk,
-			y->w_uv,
-			y->o,
-			y->ffn_norm,
-			y->ffn_gate_up,
-			y->ffn_down,
-			y->gate,
-			y->experts_gate_up,
-			y->experts_down,
-			y->shared_gate_up,
-			y->shared_down,
-		};
+		struct k_weight **weights[LAYER_WEIGHTS];
 
-		for (uint32_t i = 0; i < sizeof(weights) / sizeof(weights[0]); i++)
-			m->k->weight_free(m->k, weights[i]);
+		layer_weights(y, weights);
+		for (uint32_t i = 0; i < LAYER_WEIGHTS; i++)
+			m->k->weight_free(m->k, *weights[i]);
 		free(y->route_bias);
 	}
 	free(m->layers);

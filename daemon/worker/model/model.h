@@ -70,8 +70,9 @@ struct model {
 	struct kernels *k;          /* that packed the weights; not owned */
 	struct k_weight *embed;     /* [n_vocab, hidden] */
 	struct model_layer *layers; /* [n_layers] on the heap */
-	struct k_weight *norm;      /* [1, hidden] */
-	struct k_weight *head;      /* [n_vocab, hidden]; may be the same as embed when tied */
+	uint32_t n_built;      /* layers with weights of their own: n_layers, or model_cycle()'s */
+	struct k_weight *norm; /* [1, hidden] */
+	struct k_weight *head; /* [n_vocab, hidden]; may be the same as embed when tied */
 };
 
 static inline bool model_layer_is_moe(const struct model_config *c, uint32_t layer)
@@ -86,6 +87,17 @@ static inline bool model_layer_is_moe(const struct model_config *c, uint32_t lay
  */
 int model_init(struct model *m, const struct model_config *cfg, struct kernels *k,
 	       struct error *err);
+/**
+ * model_cycle() - fill up a model of which the first @n_packed layers are there
+ *
+ * Layers up to @n_built get copies of the packed ones of their kind, in turn; those behind take the
+ * weights of built ones. The same work as the model's own weights, and no model that means anything.
+ *
+ * Return: 0; -ENOMEM.
+ */
+int model_cycle(struct model *m, uint32_t n_packed, uint32_t n_built);
+/** model_packed_min() - the fewest layers that have every kind there is. */
+uint32_t model_packed_min(const struct model_config *c);
 /** model_done() - give back weights and layers; half-filled and zeroed models are fine. */
 void model_done(struct model *m);
 
