@@ -12,6 +12,7 @@ int main(int argc, char **argv)
 		&verb_detokenize, &verb_score,    &verb_models,  &verb_stats,     &verb_top,
 		&verb_ps,         &verb_cancel,   &verb_publish, &verb_unpublish, &verb_evict,
 		&verb_load,       &verb_unload,   &verb_reload,  &verb_drain,     &verb_session,
+		&verb_bench,
 	};
 
 	setlocale(LC_CTYPE,

@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* models: what the daemon has loaded; --inspect: what a file holds, asked of the worker binary. */
-#include <errno.h>
-#include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "answer.h"
 #include "output.h"
 #include "session.h"
 #include "verbs.h"
+#include "worker.h"
 
 struct models {
 	const char *inspect;
@@ -21,47 +18,12 @@ static const struct arg_option options[] = {
 	 .offset = offsetof(struct models, inspect)},
 };
 
-/* ---------------------------------------------------------------- the worker */
-
-/* $DSD_WORKER, beside dsctl, where a build tree has it, where it is installed. */
-static int find_worker(char ret[static PATH_MAX])
-{
-	static const char *const beside[] = {"dsd-worker", "../../daemon/dsd-worker",
-					     "../../daemon/worker/dsd-worker"};
-	const char *env = getenv("DSD_WORKER");
-	char self[PATH_MAX];
-	ssize_t n;
-
-	if (env && *env) {
-		snprintf(ret, PATH_MAX, "%s", env);
-		return 0;
-	}
-	n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-	while (n > 0 && self[n - 1] != '/')
-		n--;
-	for (size_t i = 0; n > 0 && i < N_OPTIONS(beside); i++) {
-		int k = snprintf(ret, PATH_MAX, "%.*s%s", (int)n, self, beside[i]);
-
-		if (k < PATH_MAX && access(ret, X_OK) == 0)
-			return 0;
-	}
-	snprintf(ret, PATH_MAX, "%s/dsd-worker", DSD_LIBEXECDIR);
-	return access(ret, X_OK) == 0 ? 0 : -ENOENT;
-}
-
 static int inspect(const struct global *global, const char *file)
 {
-	char path[PATH_MAX], verb[] = "--inspect", json[] = "--json";
-	char *argv[] = {path, verb, (char *)file, global->json ? json : NULL, NULL};
+	char verb[] = "--inspect", json[] = "--json";
+	char *argv[] = {NULL, verb, (char *)file, global->json ? json : NULL, NULL};
 
-	if (find_worker(path) < 0)
-		return say(
-			STATUS_FAILED,
-			"no dsd-worker in $DSD_WORKER, beside dsctl, or in %s: it reads model files",
-			DSD_LIBEXECDIR);
-	fflush(stdout);
-	execv(path, argv);
-	return say(STATUS_FAILED, "%s: %s", path, strerror(errno));
+	return worker_exec(argv);
 }
 
 /* ---------------------------------------------------------------- the daemon's models */

@@ -25,3 +25,4 @@ extern const struct verb verb_unload;
 extern const struct verb verb_reload;
 extern const struct verb verb_drain;
 extern const struct verb verb_session;
+extern const struct verb verb_bench;

@@ -3,6 +3,7 @@
  *
  *   dsd-worker --control-fd N [--fake]     started by dsd
  *   dsd-worker --inspect PATH [--json]     describes a model, for people and dsctl
+ *   dsd-worker --bench [OPTION]...         measures one, for people and dsctl
  *
  * The order is that of layout/channel.h: files, LOAD, progress, image, channel, READY, steps. It opens
  * no path, and ends when the socket does. What went wrong is sent as FAILED before it exits. */
@@ -22,6 +23,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "layout/image.h"
+#include "worker/bench.h"
 #include "worker/control.h"
 #include "worker/engine.h"
 #include "worker/fake.h"
@@ -32,7 +34,8 @@
 #include "worker/serve.h"
 
 static const char usage[] = "usage: dsd-worker --control-fd N [--fake]\n"
-			    "       dsd-worker --inspect PATH [--json]\n";
+			    "       dsd-worker --inspect PATH [--json]\n"
+			    "       dsd-worker --bench [OPTION]...\n";
 
 struct arguments {
 	int control_fd;
@@ -213,6 +216,23 @@ static int run(const struct arguments *a, struct error *err)
 	return serve_run(&serve, a->control_fd, &engine, err);
 }
 
+static int bench(int n, char **words)
+{
+	struct bench_options options;
+	struct error err = {};
+	int r;
+
+	r = bench_parse(&options, n, words, &err);
+	if (r < 0) {
+		log_error("%s", error_text(&err, r));
+		return 2;
+	}
+	r = bench_run(&options, &err);
+	if (r < 0)
+		log_error("%s", error_text(&err, r));
+	return r < 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct arguments a;
@@ -220,6 +240,8 @@ int main(int argc, char **argv)
 	int r;
 
 	log_init("dsd-worker", LOG_INFO);
+	if (argc > 1 && strcmp(argv[1], "--bench") == 0)
+		return bench(argc - 2, argv + 2);
 	if (parse_arguments(&a, argc, argv) < 0) {
 		fputs(usage, stderr);
 		return 2;

@@ -19,9 +19,13 @@ _dsctl()
 		esac
 	done
 	case $previous in
-	--socket | --admin-socket | --inspect)
+	--socket | --admin-socket | --inspect | --shape)
 		compopt -o filenames
 		COMPREPLY=($(compgen -f -- "$current"))
+		return
+		;;
+	--quant)
+		COMPREPLY=($(compgen -W 'f32 bf16 q8 q4' -- "$current"))
 		return
 		;;
 	--priority)
