@@ -64,11 +64,23 @@ static bool is_zero(const uint8_t *p, size_t n)
 	return p[0] == 0 && memcmp(p, p + 1, n - 1) == 0;
 }
 
-/* What it finds in place of computing it. */
-static void check_found(struct sim *s, const struct pages *p, struct slot_seen *slot,
-			const struct engine_sequence *q, uint32_t n_found)
+/* Whether a row that it finds was computed on another path than it would take itself. */
+static bool stands_on_another(const struct pages *p, const struct engine_sequence *q,
+			      uint32_t n_found)
 {
-	slot->mixed = false;
+	for (uint32_t i = 0; i < n_found; i++) {
+		enum path want = i < q->params->n_prompt ? PATH_PROMPT : PATH_GENERATED;
+
+		if (p->seen[q->pages[i / PAGE_TOKENS]].path[i % PAGE_TOKENS] != want)
+			return true;
+	}
+	return false;
+}
+
+/* What it finds in place of computing it. */
+static void check_found(struct sim *s, const struct pages *p, const struct engine_sequence *q,
+			uint32_t n_found)
+{
 	for (uint32_t i = 0; i < n_found; i++) {
 		const struct page_seen *page = &p->seen[q->pages[i / PAGE_TOKENS]];
 		bool shared = i < q->n_shared;
@@ -86,7 +98,6 @@ static void check_found(struct sim *s, const struct pages *p, struct slot_seen *
 				   q->slot, i, page->path[i % PAGE_TOKENS], want);
 			return;
 		}
-		slot->mixed = true;
 	}
 	s->count.acts[ACT_FIND_SHARED] += q->n_shared > 0;
 }
@@ -131,9 +142,14 @@ void pages_on_step(struct sim *s, struct pages *p, struct slot_seen *slots,
 		const struct engine_sequence *q = &step->sequences[i];
 		struct slot_seen *slot = &slots[q->slot];
 
-		if (slot->generation != q->generation && !excused)
-			check_found(s, p, slot, q, step->k.positions[q->first_row]);
-		slot->generation = q->generation;
+		if (slot->generation != q->generation) {
+			uint32_t n_found = step->k.positions[q->first_row];
+
+			if (!excused)
+				check_found(s, p, q, n_found);
+			slot->mixed = stands_on_another(p, q, n_found);
+			slot->generation = q->generation;
+		}
 		for (uint32_t k = q->first_row; k < q->first_row + q->n_rows; k++) {
 			while (k >= g->first_row + g->n_rows)
 				g++;
