@@ -12,7 +12,7 @@ DAYS = "0.3"
 SEEDS = (1, 2)
 SECONDS = 200  # of one run; a mutant that hangs is noticed too
 
-SCHED, BATCH, PUBLISH = "daemon/sched/sched.c", "daemon/sched/batch.c", "daemon/sched/publish.c"
+SCHED, BATCH, HELD = "daemon/sched/sched.c", "daemon/sched/batch.c", "daemon/sched/held.c"
 POOL, PREFIX = "daemon/pool/pool.c", "daemon/pool/prefix.c"
 REQUEST, GENERATE, CONN = "daemon/broker/request.c", "daemon/broker/generate.c", "daemon/broker/conn.c"
 MODEL, RPC, LIST, SERVER = "daemon/broker/model.c", "daemon/broker/rpc.c", "daemon/broker/list.c", "daemon/broker/server.c"
@@ -34,8 +34,8 @@ MUTANTS = {
     "a cached page is found and stays cached": [(POOL, "prefix_revive(p->prefix, page);\n\treturn page;", "return page;")],
     "an evicted page stays in the index": [(PREFIX, "\t*at = x->entries[page].next;\n", "")],
     "the last reference is not the last": [(POOL, "if (--p->uses[page].refs > 0)", "if (--p->uses[page].refs > 1)")],
-    "a published page has no reference": [(PUBLISH, "\t\tpool_ref_page(s->cfg.pool, p->pages[p->n_pages]);\n", "")],
-    "an unpublished page keeps its reference": [(PUBLISH, "for (uint32_t i = p->n_pages; i-- > 0;)", "for (uint32_t i = p->n_pages; i-- > 1;)")],
+    "a published page has no reference": [(HELD, "h.pages[h.n] = pool_ref_indexed(s->cfg.pool, pages[h.n]);", "h.pages[h.n] = pages[h.n];")],
+    "an unpublished page keeps its reference": [(HELD, "for (uint32_t i = h->n; i-- > 0;)", "for (uint32_t i = h->n; i-- > 1;)")],
     "a prefix is published on top of another": [(SCHED, "if (n > q->n_pages && !q->publish) {", "if (n > q->n_pages) {")],
     "a page is sealed before its ids are known": [(SCHED, "uint32_t n = MIN(q->n_computed, q->n_ids);", "uint32_t n = q->n_posted;")],
     "what stands on another path is sealed": [(SCHED, "if (q->tainted || q->poisoned)", "if (q->poisoned)")],

@@ -574,6 +574,9 @@ static void on_delta(struct sim *s, struct call *c, const Dsd__Delta *d)
 	uint32_t choice = d->has_choice ? d->choice : 0;
 	struct call_choice *ch = &c->choices[choice % CALL_CHOICES];
 
+	/* It has run: what was only begun may have been refused, and leaves its session as it was. */
+	if (c->session && d->n_ids)
+		c->session->used = MAX(c->session->used, c->since);
 	if (choice >= c->n || !c->started || c->kind != CALL_GENERATE ||
 	    (c->logprobs >= 0 && d->n_logprobs != d->n_ids)) {
 		sim_broken(s, "request %llu: a piece of choice %u out of turn",
@@ -656,8 +659,6 @@ static void on_started(struct sim *s, struct call *c, const Dsd__Started *st)
 	if (c->session && c->over)
 		sim_broken(s, "request %llu: runs in a session whose lease has ended",
 			   (unsigned long long)c->id);
-	if (c->session)
-		c->session->used = MAX(c->session->used, c->since);
 	c->params.seed = st->seed;
 	c->number = st->request;
 	memcpy(c->digest, st->model_digest.data, MIN(st->model_digest.len, sizeof(c->digest)));
