@@ -204,7 +204,7 @@ class Daemon:
             if os.path.exists(self.socket):
                 try:
                     return self.client()
-                except (ConnectionRefusedError, FileNotFoundError, Closed):
+                except (ConnectionRefusedError, BrokenPipeError, FileNotFoundError, Closed):
                     pass
             time.sleep(0.01)
         raise AssertionError("no socket: " + self.read_log())
