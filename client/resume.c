@@ -389,6 +389,8 @@ static int take_piece(struct dsc_stream *s, Dsd__ServerFrame *f)
 		r->tries = 0;
 	else if (skip > 0 && !last)
 		return 0;
+	if (skip == 0) /* nothing to cut, and maybe nothing at all */
+		return 1;
 	switch (f->msg_case) {
 	case DSD__SERVER_FRAME__MSG_SCORE:
 		f->score->tokens += skip;
