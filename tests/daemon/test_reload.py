@@ -4,13 +4,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
 
-from dsdtest import SOURCE, Client, Closed, Daemon, pb
+from dsdtest import BUILD, SOURCE, Client, Closed, Daemon, pb
 
 GOLDEN = os.path.join(SOURCE, "tests", "golden", "v2-lite-tiny")
+DSCTL = os.path.join(BUILD, "client", "dsctl", "dsctl")
 SMALL = ("--set", "pool.size=16M", "--set", "worker.weights=f32")
 
 
@@ -198,6 +200,31 @@ def test_models_are_loaded_and_unloaded_at_run_time(tmp_path):
         assert [m.name for m in c.models()] == ["one", "three"]
         f, _ = do(admin, unload=pb.Unload(model="two"))
         assert f.error.code == pb.CODE_NOT_FOUND
+
+
+def test_dsctl_reload_reloads_every_model_and_goes_on_past_a_bad_one(tmp_path):
+    one, two = synthetic(tmp_path / "one", 1), synthetic(tmp_path / "two", 2)
+    with Daemon(*SMALL, fake=False, model=one) as d:
+        ack(Client(d.admin), load=pb.Load(path=two))
+
+        def reload(*args):
+            p = subprocess.run([DSCTL, "--socket", d.socket, "--admin-socket", d.admin, "--json", "reload", *args],
+                               capture_output=True, text=True, timeout=60)
+            return p.returncode, json.loads(p.stdout)["models"], p.stderr
+
+        old = [greedy(d.client(), model=m) for m in ("one", "two")]
+        synthetic(one, 3)
+        synthetic(two, 4)
+        assert reload() == (0, ["one", "two"], "")
+        new = [greedy(d.client(), model=m) for m in ("one", "two")]
+        assert new[0] != old[0] and new[1] != old[1]
+        with open(os.path.join(one, "config.json"), "w") as f:
+            f.write("{")
+        synthetic(two, 2)
+        status, models, said = reload()
+        assert status != 0 and models == ["two"] and "config.json" in said
+        assert [greedy(d.client(), model=m) for m in ("one", "two")] == [new[0], old[1]]
+        assert reload("two")[:2] == (0, ["two"])
 
 
 def test_a_drained_model_refuses_and_comes_back():
