@@ -33,6 +33,8 @@ void model_take_place(struct model *m)
 	fault_at(FAULT_RELOAD_SWITCH);
 	if (old->sched && m->pool == old->pool)
 		sched_move_published(m->sched, old->sched);
+	if (old->sched && m->sched)
+		sched_move_sessions(m->sched, old->sched);
 	m->drained = old->drained;
 	m->replaces = NULL;
 }

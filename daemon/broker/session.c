@@ -13,7 +13,7 @@
 #define LEASE_DEFAULT_MS 300000u
 
 static const char no_session[] =
-	"no session of that id: its lease has ended, or its model was loaded anew";
+	"no session of that id: its lease has ended, or its model was unloaded meanwhile";
 
 static void send_session(struct conn *c, uint64_t id, uint64_t session, uint64_t lease_usec)
 {

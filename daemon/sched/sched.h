@@ -108,6 +108,13 @@ int sched_unpublish(struct sched *s, const char *name);
 
 /** sched_move_published() - what @from has published over the same pool is @to's from now on. */
 void sched_move_published(struct sched *to, struct sched *from);
+/**
+ * sched_move_sessions() - what is open in @from is open in @to, which has none, from now on
+ *
+ * Over one pool with the pages that are kept; over another it finds less the next time. What runs in @from
+ * is no session's any more.
+ */
+void sched_move_sessions(struct sched *to, struct sched *from);
 
 /* A session keeps the sealed pages of the last sequence that ran in it until its lease ends; each use
  * begins the lease anew, and it does not end while a sequence runs in it. It is its user's: another's id

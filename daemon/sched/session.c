@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sched/session.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "base/io.h"
 #include "pool/pool.h"
@@ -57,6 +59,18 @@ void session_free_all(struct sched *s)
 {
 	while (s->sessions)
 		session_free(s, &s->sessions);
+}
+
+void sched_move_sessions(struct sched *to, struct sched *from)
+{
+	assert(!to->sessions);
+	for (struct session *x = from->sessions; x; x = x->next) {
+		leave(&from->running, x);
+		leave(&from->waiting, x);
+		if (to->cfg.pool != from->cfg.pool)
+			drop_pages(from, x);
+	}
+	to->sessions = TAKE_PTR(from->sessions);
 }
 
 uint32_t session_n_pages(const struct sched *s)

@@ -10,6 +10,7 @@ import pytest
 
 from dsdtest import Client, Daemon, pb
 from test_dsctl import DSCTL, dsctl
+from test_reload import SMALL, ack, synthetic
 
 PROMPT = "what one user of this host says again and again. " * 5  # 245 bytes, 246 ids, 3 pages
 
@@ -237,6 +238,26 @@ def test_a_session_outlives_its_worker(small):
     os.kill(small.worker_pid(), signal.SIGKILL)
     assert say(c, PROMPT, s).usage.cached_tokens == 192
     close(c, s)
+
+
+def test_a_session_outlives_a_reload_and_keeps_what_is_the_same(tmp_path):
+    """The same files: with its pages, which nothing evicts. Other files: it stays, and finds nothing."""
+    path = synthetic(tmp_path / "m", 1)
+    with Daemon(*SMALL, fake=False, model=path) as d:
+        c, admin = d.client(), Client(d.admin)
+        s = open_session(c)
+        n = say(c, PROMPT, s).started.prompt_tokens // 64 * 64
+        ack(admin, reload=pb.Reload())
+        ack(admin, evict=pb.Evict())
+        assert say(c, PROMPT, s).usage.cached_tokens == n > 0
+        synthetic(path, 2)
+        ack(admin, reload=pb.Reload())
+        assert say(c, PROMPT, s).usage.cached_tokens == 0
+        ack(admin, evict=pb.Evict())
+        assert say(c, PROMPT, s).usage.cached_tokens == n
+        close(c, s)
+        ack(admin, evict=pb.Evict())
+        assert used(c) == 0
 
 
 def test_a_stream_goes_on_without_the_session_that_is_gone():
