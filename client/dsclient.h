@@ -72,7 +72,8 @@ enum dsc_activity {
 	DSC_ACTIVITY_WAITING = 2,
 	DSC_ACTIVITY_PREFILL = 3,
 	DSC_ACTIVITY_DECODE = 4,
-	DSC_ACTIVITY_PAUSED = 5
+	DSC_ACTIVITY_PAUSED = 5,
+	DSC_ACTIVITY_MODEL = 6 /* an administrator waits for a model to come or to go */
 };
 enum dsc_prompt { DSC_PROMPT_TEXT = 0, DSC_PROMPT_CHAT = 1, DSC_PROMPT_IDS = 2 };
 

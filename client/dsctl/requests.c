@@ -84,6 +84,8 @@ const char *activity_text(enum dsc_activity activity)
 		return "decode";
 	case DSC_ACTIVITY_PAUSED:
 		return "paused";
+	case DSC_ACTIVITY_MODEL:
+		return "model";
 	}
 	return "unknown";
 }

@@ -20,7 +20,8 @@ static bool may_see(const struct conn *c, const struct request *r)
 
 static Dsd__Activity activity_of(const struct request *r)
 {
-	Dsd__Activity best = DSD__ACTIVITY__ACTIVITY_ENCODING;
+	Dsd__Activity best =
+		r->is_admin ? DSD__ACTIVITY__ACTIVITY_MODEL : DSD__ACTIVITY__ACTIVITY_ENCODING;
 
 	for (uint32_t i = 0; i < r->n_choices; i++) {
 		const struct seq *q = r->choices[i].seq;

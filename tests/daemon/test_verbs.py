@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from dsdtest import BUILD, Daemon, pb
+from dsdtest import BUILD, Client, Daemon, pb
 from test_reload import SMALL, synthetic
 
 DSCTL = os.path.join(BUILD, "client", "dsctl", "dsctl")
@@ -73,6 +73,19 @@ def test_ps_shows_what_the_protocol_lists(daemon):
     assert lines[0].split() == ["REQUEST", "UID", "PID", "MODEL", "ACTIVITY", "PRIORITY", "PROMPT", "CACHED", "TOKENS",
                                 "PAGES", "AGE"]
     assert [line.split()[0] for line in lines[1:]] == [str(n) for n in numbers]
+
+
+def test_ps_shows_who_waits_for_a_model(daemon):
+    c, admin = daemon.client(), Client(daemon.admin)
+    number = start(c)
+    admin.send(3, drain=pb.Drain())
+    assert admin.recv().WhichOneof("msg") == "progress"
+    assert [(r["activity"], r["completion_tokens"] > 0) for r in ask(daemon, "ps", "--all")["requests"]] == [
+        ("decode", True), ("model", False)]
+    assert dsctl(daemon, "cancel", str(number)).stdout == b""
+    assert admin.recv().WhichOneof("msg") == "ack"
+    admin.send(4, drain=pb.Drain(undo=True))
+    assert admin.recv().WhichOneof("msg") == "ack"
 
 
 def test_cancel_ends_the_requests_it_names_and_no_other(daemon):
