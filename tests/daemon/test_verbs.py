@@ -171,8 +171,8 @@ def test_models_are_loaded_reloaded_and_unloaded(tmp_path):
         assert p.stderr.startswith(b"dsctl: MODEL_INVALID: ") and b"none" in p.stderr
         synthetic(two, 3)
         digest = {m["name"]: m["digest"] for m in ask(d, "models")["models"] if "digest" in m}
-        assert ask(d, "reload", "two") == {"model": "two"}
-        assert ask(d, "reload", "three", "--drain") == {"model": "three"}
+        assert ask(d, "reload", "two") == {"models": ["two"]}
+        assert ask(d, "reload", "three", "--drain") == {"models": ["three"]}
         now = {m["name"]: m["digest"] for m in ask(d, "models")["models"] if "digest" in m}
         assert now["one"] == digest["one"] and now["two"] == now["three"] != digest["two"]
         assert ask(d, "unload", "two") == {"model": "two"} and "two" not in names(d)
