@@ -119,9 +119,19 @@ struct k_sampled {
 	} top[K_TOP_MAX]; /* descending, lower id first on ties */
 };
 
+/* The CPUs this process may use: the first of each core, then the second of each, and so on. */
+#define K_CPUS_MAX 1024u
+struct kernels_topology {
+	uint32_t n_cpus, n_cores;
+	uint16_t cpus[K_CPUS_MAX];
+};
+
 struct kernels_config {
-	uint32_t n_threads; /* 0: one per CPU this process may use */
-	uint32_t cpu_mask;  /* instruction sets allowed */
+	uint32_t
+		n_threads; /* 0: one for each core, of whose CPUs the second adds nothing to what the first does */
+	uint32_t cpu_mask; /* instruction sets allowed */
+	const struct kernels_topology
+		*topology; /* borrowed; NULL: threads are where the system puts them */
 };
 
 struct kernels {
@@ -222,6 +232,15 @@ struct kernels {
 int kernels_cpu_weight_bytes(const struct k_source *src, uint64_t *ret);
 /** kernels_cpu_detect() - K_CPU_* bits of this machine (and its operating system). */
 uint32_t kernels_cpu_detect(void);
+/**
+ * kernels_cpu_pins() - do @n_threads have a CPU each of their own?
+ *
+ * Those that are as many as the cores or the CPUs: fewer leave room, and the system knows for whom.
+ */
+static inline bool kernels_cpu_pins(const struct kernels_topology *t, uint32_t n_threads)
+{
+	return n_threads == t->n_cores || n_threads == t->n_cpus;
+}
 /**
  * kernels_cpu_new() - the CPU backend
  * Return: 0 and a table to be freed with k->free(k); -ENOMEM; -errno of thread creation.

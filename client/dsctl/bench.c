@@ -7,7 +7,8 @@
 #include "worker.h"
 
 struct bench {
-	const char *shape, *quant, *prompt, *gen, *context, *parallel, *threads, *memory, *price;
+	const char *shape, *quant, *prompt, *gen, *context, *parallel, *threads, *cpu_mask, *memory,
+		*price;
 	bool quality;
 };
 
@@ -25,8 +26,11 @@ static const struct arg_option options[] = {
 	 ARG_STRING, .offset = offsetof(struct bench, context)},
 	{"--parallel", "P,...", "streams that generate together; default 1,8,16", ARG_STRING,
 	 .offset = offsetof(struct bench, parallel)},
-	{"--threads", "N", "default: one for each CPU", ARG_STRING,
+	{"--threads", "N", "default: one for each core", ARG_STRING,
 	 .offset = offsetof(struct bench, threads)},
+	{"--cpu-mask", "N",
+	 "instruction sets allowed: 1 AVX2, 2 AVX-512, 4 VNNI, 8 BF16, added up; default: all",
+	 ARG_STRING, .offset = offsetof(struct bench, cpu_mask)},
 	{"--memory", "MIB", "for weights and cache; default: what is available", ARG_STRING,
 	 .offset = offsetof(struct bench, memory)},
 	{"--price-per-hour", "P", "of this machine: shows what a million tokens cost", ARG_STRING,

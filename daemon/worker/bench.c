@@ -26,6 +26,7 @@
 #include "worker/bench_shape.h"
 #include "worker/engine.h"
 #include "worker/infer.h"
+#include "worker/machine.h"
 #include "worker/load/files.h"
 #include "worker/load/load.h"
 #include "worker/model/cost.h"
@@ -53,6 +54,7 @@ struct bench {
 	const struct bench_options *o;
 	struct files files;
 	struct limits *limits;
+	struct machine here;
 	struct kernels_config cpu;
 	struct engine engine;
 	enum k_type type; /* of the weights */
@@ -634,7 +636,9 @@ int bench_run(const struct bench_options *o, struct error *err)
 	if (!b)
 		return -ENOMEM;
 	b->o = o;
-	b->cpu = (struct kernels_config){.n_threads = o->n_threads, .cpu_mask = UINT32_MAX};
+	b->cpu = (struct kernels_config){.n_threads = o->n_threads, .cpu_mask = o->cpu_mask};
+	if (machine_read(&b->here, err) == 0)
+		b->cpu.topology = &b->here.topology;
 	r = bench_shape_open(&b->files, o->shape, err);
 	r = r ?: limits_new(&b->limits, &b->cpu);
 	if (r >= 0 && o->quality) {

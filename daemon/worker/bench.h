@@ -17,7 +17,8 @@ struct bench_list {
 struct bench_options {
 	const char *shape; /* a name of bench_shape.h, a config.json or a model directory */
 	enum control_weights weights;
-	uint32_t prompt, gen, n_threads; /* tokens; 0 threads: one per CPU */
+	uint32_t prompt, gen, n_threads; /* tokens; 0 threads: one for each core */
+	uint32_t cpu_mask;               /* instruction sets allowed */
 	struct bench_list contexts, parallel;
 	double price_per_hour; /* 0: none */
 	uint64_t memory_bytes; /* for weights and cache; 0: what is available */

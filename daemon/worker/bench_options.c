@@ -92,6 +92,8 @@ static int parse_value(struct bench_options *o, const char *name, const char *va
 		return parse_u32(name, value, 0, tokens_max, &o->gen, err);
 	if (strcmp(name, "--threads") == 0)
 		return parse_u32(name, value, 1, 1024, &o->n_threads, err);
+	if (strcmp(name, "--cpu-mask") == 0)
+		return parse_u32(name, value, 0, UINT32_MAX, &o->cpu_mask, err);
 	if (strcmp(name, "--context") == 0)
 		return parse_list(name, value, 0, tokens_max, &o->contexts, err);
 	if (strcmp(name, "--parallel") == 0)
@@ -112,6 +114,7 @@ int bench_parse(struct bench_options *ret, int n, char **words, struct error *er
 		.shape = "deepseek-v2-lite",
 		.weights = CONTROL_WEIGHTS_Q4,
 		.prompt = 512,
+		.cpu_mask = UINT32_MAX,
 		.gen = 32,
 		.contexts = {1, {4096}},
 		.parallel = {3, {1, 8, 16}},

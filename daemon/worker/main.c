@@ -30,8 +30,12 @@
 #include "worker/infer.h"
 #include "worker/inspect.h"
 #include "worker/load/files.h"
+#include "worker/machine.h"
 #include "worker/sandbox.h"
 #include "worker/serve.h"
+
+/* With fewer CPUs a spinning worker keeps the broker from the one it needs. */
+#define SPIN_CPUS_MIN 3
 
 static const char usage[] = "usage: dsd-worker --control-fd N [--fake]\n"
 			    "       dsd-worker --inspect PATH [--json]\n"
@@ -140,9 +144,11 @@ static int send_progress(void *ctx, const char *stage, uint64_t done, uint64_t t
 	return control_send_text(*(const int *)ctx, CONTROL_PROGRESS, stage, done, total, NULL);
 }
 
-static int make_engine(const struct arguments *a, struct engine *ret, struct image_builder *image,
-		       struct error *err)
+static int make_engine(const struct arguments *a, const struct machine *machine, struct engine *ret,
+		       struct image_builder *image, struct error *err)
 {
+	const struct kernels_topology *topology =
+		machine->topology.n_cpus > 0 ? &machine->topology : NULL;
 	_cleanup_(files_done) struct files files = {};
 	struct control_msg load = {};
 	struct kernels_config cpu;
@@ -158,17 +164,20 @@ static int make_engine(const struct arguments *a, struct engine *ret, struct ima
 	r = send_progress(&fd, "opening", 0, 0);
 	if (r < 0)
 		return r;
-	cpu = (struct kernels_config){.n_threads = load.n_threads, .cpu_mask = load.cpu_mask};
+	cpu = (struct kernels_config){
+		.n_threads = load.n_threads, .cpu_mask = load.cpu_mask, .topology = topology};
 	options = (struct load_options){
 		.weights = load.weights, .entry = load.entry, .n_context = load.n_context};
 	if (a->fake)
 		r = fake_new(ret, image, load.n_context, err);
 	else
 		r = infer_new(ret, image, &files, &options, &cpu, send_progress, &fd, err);
+	if (r == 0 && !a->fake && topology)
+		machine_log(machine, load.n_threads > 0 ? load.n_threads : topology->n_cores);
 	return r < 0 ? r : 1;
 }
 
-static int run(const struct arguments *a, struct error *err)
+static int run(const struct arguments *a, const struct machine *machine, struct error *err)
 {
 	_cleanup_(image_builder_done) struct image_builder image = {};
 	_cleanup_(engine_done) struct engine engine = {};
@@ -177,7 +186,7 @@ static int run(const struct arguments *a, struct error *err)
 	struct control_in in = {};
 	int r;
 
-	r = make_engine(a, &engine, &image, err);
+	r = make_engine(a, machine, &engine, &image, err);
 	if (r <= 0)
 		return r;
 	image_fd = image_finish(&image, err);
@@ -213,7 +222,8 @@ static int run(const struct arguments *a, struct error *err)
 	r = control_send_text(a->control_fd, CONTROL_READY, "", 0, 0, err);
 	if (r < 0)
 		return r;
-	return serve_run(&serve, a->control_fd, &engine, err);
+	return serve_run(&serve, a->control_fd, machine->topology.n_cpus >= SPIN_CPUS_MIN, &engine,
+			 err);
 }
 
 static int bench(int n, char **words)
@@ -235,6 +245,7 @@ static int bench(int n, char **words)
 
 int main(int argc, char **argv)
 {
+	struct machine machine = {};
 	struct arguments a;
 	struct error err = {};
 	int r;
@@ -252,13 +263,15 @@ int main(int argc, char **argv)
 			log_error("%s", error_text(&err, r));
 		return r < 0;
 	}
+	if (machine_read(&machine, &err) < 0)
+		log_notice("threads are not pinned: %s", error_text(&err, -EIO));
 	r = confine(a.control_fd, &err);
 	r = r ?: enter_sandbox(&err);
 	if (r < 0) {
 		log_error("%s", error_text(&err, r));
 		return 1;
 	}
-	r = run(&a, &err);
+	r = run(&a, &machine, &err);
 	if (r == -EPIPE || r == -ECONNRESET)
 		return 0; /* the broker has gone: nobody to tell */
 	if (r < 0) {

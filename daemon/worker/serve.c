@@ -23,8 +23,6 @@
 
 /* About 20 us: longer than a busy broker takes to queue the next step, shorter than anyone notices. */
 #define SPIN_ROUNDS 2000
-/* Fewer CPUs than this and a spinning worker keeps the broker from the one it needs. */
-#define SPIN_CPUS_MIN 3
 
 static int map_sealed(int fd, const char *what, uint64_t n_bytes, void **ret, struct error *err)
 {
@@ -44,6 +42,7 @@ static int map_sealed(int fd, const char *what, uint64_t n_bytes, void **ret, st
 	if (p == MAP_FAILED)
 		return error_set(err, -errno, "mapping %s of %llu bytes: %m", what,
 				 (unsigned long long)n_bytes);
+	madvise(p, n_bytes, MADV_HUGEPAGE); /* a hint, and of use for the pool alone */
 	*ret = p;
 	return 0;
 }
@@ -150,13 +149,6 @@ static void relax(void)
 #elif defined(__aarch64__)
 	__asm__ volatile("yield");
 #endif
-}
-
-static bool may_spin(void)
-{
-	cpu_set_t set;
-
-	return sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) >= SPIN_CPUS_MIN;
 }
 
 /* How many steps are waiting; more than fit is a broken ring. */
@@ -286,13 +278,12 @@ static int answer(struct serve *s, uint32_t head, uint32_t tail, struct batch *b
 	return 0;
 }
 
-int serve_run(struct serve *s, int control_fd, struct engine *engine, struct error *err)
+int serve_run(struct serve *s, int control_fd, bool spin, struct engine *engine, struct error *err)
 {
 	struct channel_header *h = s->channel;
 	_cleanup_(batch_freep) struct batch *b = NULL;
 	_cleanup_(freep) struct channel_result_row *rows = NULL;
 	uint32_t head = atomic_load(&h->steps.head), tail = atomic_load(&h->results.tail);
-	bool spin = may_spin();
 	int r;
 
 	r = batch_new(&b, &s->shape, engine->limits.n_vocab, s->n_pages);

@@ -42,8 +42,9 @@ _Atomic uint32_t *serve_progress(const struct serve *s);
 
 /**
  * serve_run() - answer steps until the control socket ends
+ * @spin: between steps, for a moment, before sleeping
  *
  * Return: 0 when the broker has gone; -EBADMSG where it broke the rings; what the engine could not
  *         survive.  Thread: blocks this one.
  */
-int serve_run(struct serve *s, int control_fd, struct engine *engine, struct error *err);
+int serve_run(struct serve *s, int control_fd, bool spin, struct engine *engine, struct error *err);

@@ -207,6 +207,16 @@ static const struct cpu_isa *cpu_isa_pick(uint32_t mask)
 	return &cpu_isa_scalar;
 }
 
+int cpu_threads_new(struct threads **ret, const struct kernels_config *cfg)
+{
+	const struct kernels_topology *t = cfg->topology;
+	uint32_t n = cfg->n_threads;
+
+	if (n == 0)
+		n = t ? t->n_cores : threads_cpus();
+	return threads_new(ret, n, t && kernels_cpu_pins(t, n) ? t->cpus : NULL);
+}
+
 int kernels_cpu_new(struct kernels **ret, const struct kernels_config *cfg)
 {
 	struct cpu *c;
@@ -245,7 +255,7 @@ int kernels_cpu_new(struct kernels **ret, const struct kernels_config *cfg)
 		.sample = cpu_sample,
 		.copy_pages = cpu_copy_pages,
 	};
-	r = threads_new(&c->threads, cfg->n_threads > 0 ? cfg->n_threads : threads_cpus());
+	r = cpu_threads_new(&c->threads, cfg);
 	if (r < 0) {
 		free(c);
 		return r;

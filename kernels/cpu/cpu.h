@@ -147,6 +147,8 @@ static inline struct cpu *cpu_of(struct kernels *k)
 	return (struct cpu *)k;
 }
 
+/* The team of @cfg, pinned where kernels_cpu_pins() says so. Return: as threads_new(). */
+int cpu_threads_new(struct threads **ret, const struct kernels_config *cfg);
 /* LINE-aligned and, where large, advised to be huge pages. NULL when there is no memory. */
 void *cpu_alloc(uint64_t bytes);
 /* Contents are lost when it grows. NULL: no memory, and the step has failed. */

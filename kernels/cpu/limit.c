@@ -122,7 +122,7 @@ int limits_new(struct limits **ret, const struct kernels_config *cfg)
 	if (!l)
 		return -ENOMEM;
 	l->cpu = kernels_cpu_detect() & cfg->cpu_mask;
-	r = threads_new(&l->threads, cfg->n_threads > 0 ? cfg->n_threads : threads_cpus());
+	r = cpu_threads_new(&l->threads, cfg);
 	if (r >= 0) {
 		l->memory = cpu_alloc(LIMITS_READ_BYTES);
 		l->done = calloc(threads_count(l->threads), sizeof(*l->done));

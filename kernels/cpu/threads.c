@@ -38,6 +38,7 @@ struct threads {
 	struct worker {
 		struct threads *team;
 		uint32_t thread;
+		int cpu; /* -1: any */
 		pthread_t id;
 	} workers[];
 };
@@ -77,12 +78,27 @@ static void word_wake(struct word *w)
 		syscall(SYS_futex, &w->value, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
+static void pin(int cpu)
+{
+	cpu_set_t *set = CPU_ALLOC((size_t)cpu + 1);
+	size_t bytes = CPU_ALLOC_SIZE((size_t)cpu + 1);
+
+	if (!set)
+		return;
+	CPU_ZERO_S(bytes, set);
+	CPU_SET_S((size_t)cpu, bytes, set);
+	sched_setaffinity(0, bytes, set);
+	CPU_FREE(set);
+}
+
 static void *worker_main(void *arg)
 {
 	struct worker *me = arg;
 	struct threads *t = me->team;
 	uint32_t seen = 0;
 
+	if (me->cpu >= 0)
+		pin(me->cpu);
 	for (;;) {
 		seen = word_wait(&t->generation, t->spins, seen, false);
 		if (atomic_load_explicit(&t->stop, memory_order_relaxed))
@@ -103,7 +119,7 @@ uint32_t threads_cpus(void)
 	return CPU_COUNT(&set) > 0 ? (uint32_t)CPU_COUNT(&set) : 1;
 }
 
-int threads_new(struct threads **ret, uint32_t n)
+int threads_new(struct threads **ret, uint32_t n, const uint16_t *cpus)
 {
 	struct threads *t;
 	size_t bytes = sizeof(*t) + n * sizeof(t->workers[0]);
@@ -111,11 +127,14 @@ int threads_new(struct threads **ret, uint32_t n)
 	t = aligned_alloc(64, (bytes + 63) / 64 * 64);
 	if (!t)
 		return -ENOMEM;
-	*t = (struct threads){.n = n, .spins = n <= threads_cpus() ? SPINS : 0};
+	*t = (struct threads){.n = n, .spins = cpus || n <= threads_cpus() ? SPINS : 0};
+	if (cpus)
+		pin(cpus[0]);
 	for (uint32_t i = 0; i + 1 < n; i++) {
 		int r;
 
-		t->workers[i] = (struct worker){.team = t, .thread = i + 1};
+		t->workers[i] =
+			(struct worker){.team = t, .thread = i + 1, .cpu = cpus ? cpus[i + 1] : -1};
 		r = pthread_create(&t->workers[i].id, NULL, worker_main, &t->workers[i]);
 		if (r != 0) {
 			threads_free(t);

@@ -8,8 +8,15 @@ struct threads;
 /* @thread is 0 for the caller, up to @n_threads - 1. */
 typedef void (*threads_fn)(void *ctx, uint32_t thread, uint32_t n_threads);
 
-/** threads_new() - n >= 1; 1 makes no thread. Return: 0; -ENOMEM; -errno of thread creation. */
-int threads_new(struct threads **ret, uint32_t n);
+/**
+ * threads_new() - n >= 1; 1 makes no thread
+ * @cpus: [n] where each runs, the calling thread on the first; NULL: where the system puts them
+ *
+ * A CPU that is no longer allowed leaves its thread where it is.
+ *
+ * Return: 0; -ENOMEM; -errno of thread creation.
+ */
+int threads_new(struct threads **ret, uint32_t n, const uint16_t *cpus);
 struct threads *threads_free(struct threads *t);
 uint32_t threads_count(const struct threads *t);
 /**

@@ -309,7 +309,7 @@ static int run(int fd, struct error *err)
 		return r;
 	if (hostile && pthread_create(&thread, NULL, scribble_life, &h) != 0)
 		return -EAGAIN;
-	r = serve_run(&serve, fd, &engine, err);
+	r = serve_run(&serve, fd, false, &engine, err);
 	if (hostile)
 		pthread_join(thread,
 			     NULL); /* it goes on although the loop has met its own scribbles */

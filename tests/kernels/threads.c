@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "common.h"
 
+#include <sched.h>
+
 struct count {
 	uint32_t calls[64], n_threads;
 };
@@ -14,6 +16,14 @@ static void count_part(void *ctx, uint32_t thread, uint32_t n_threads)
 		c->n_threads = n_threads;
 }
 
+static void note_cpu(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	int *seen = ctx;
+
+	(void)n_threads;
+	seen[thread] = sched_getcpu();
+}
+
 static void threads_run_every_part_once_before_they_join(void **state)
 {
 	static const uint32_t counts[] = {1, 2, 3, 8,
@@ -24,7 +34,7 @@ static void threads_run_every_part_once_before_they_join(void **state)
 		struct count c = {0};
 		struct threads *t;
 
-		assert_int_equal(threads_new(&t, counts[i]), 0);
+		assert_int_equal(threads_new(&t, counts[i], NULL), 0);
 		assert_int_equal(threads_count(t), counts[i]);
 		for (uint32_t round = 1; round <= 200; round++) {
 			threads_run(t, UINT64_MAX, count_part, &c);
@@ -43,13 +53,41 @@ static void threads_join_after_a_long_sleep(void **state)
 	struct threads *t;
 
 	(void)state;
-	assert_int_equal(threads_new(&t, 2), 0);
+	assert_int_equal(threads_new(&t, 2, NULL), 0);
 	for (uint32_t round = 1; round <= 5; round++) {
 		nanosleep(&pause, NULL); /* long enough for the worker to stop spinning */
 		threads_run(t, UINT64_MAX, count_part, &c);
 		assert_int_equal(c.calls[1], round);
 	}
 	threads_free(t);
+}
+
+static void threads_run_where_they_are_pinned(void **state)
+{
+	cpu_set_t before, pinned;
+	struct threads *t;
+	uint16_t cpus[2];
+	int n = 0;
+
+	(void)state;
+	assert_int_equal(sched_getaffinity(0, sizeof(before), &before), 0);
+	for (int cpu = 0; cpu < CPU_SETSIZE && n < 2; cpu++)
+		if (CPU_ISSET(cpu, &before))
+			cpus[n++] = (uint16_t)cpu;
+	if (n == 1)
+		cpus[1] = cpus[0];
+	assert_int_equal(threads_new(&t, 2, cpus), 0);
+	for (uint32_t round = 0; round < 100; round++) {
+		int seen[2] = {-1, -1};
+
+		threads_run(t, UINT64_MAX, note_cpu, seen);
+		assert_int_equal(seen[0], cpus[0]);
+		assert_int_equal(seen[1], cpus[1]);
+	}
+	threads_free(t);
+	assert_int_equal(sched_getaffinity(0, sizeof(pinned), &pinned), 0);
+	assert_int_equal(CPU_COUNT(&pinned), 1);
+	assert_int_equal(sched_setaffinity(0, sizeof(before), &before), 0);
 }
 
 static void threads_share_covers_everything_once(void **state)
@@ -75,6 +113,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(threads_run_every_part_once_before_they_join),
 		cmocka_unit_test(threads_join_after_a_long_sleep),
+		cmocka_unit_test(threads_run_where_they_are_pinned),
 		cmocka_unit_test(threads_share_covers_everything_once),
 	};
 
