@@ -108,12 +108,13 @@ bool model_make_tags(struct model *m)
 	return pool_tag_busy(m->pool);
 }
 
-void model_on_tag(struct model *m, uint32_t pool_number)
+bool model_on_tag(struct model *m, uint32_t pool_number)
 {
 	if (!m->pool || m->pool_number != pool_number)
-		return;
+		return false;
 	pool_tag_done(m->pool);
 	model_make_tags(m);
+	return true;
 }
 
 void model_settled(struct model *m)

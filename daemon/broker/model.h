@@ -84,7 +84,8 @@ void model_on_result(struct model *m);
 void model_on_selftest(struct model *m, int r, const struct error *err);
 /** model_make_tags() - start the next tag of the pool, where it is kept. Return: one is under way. */
 bool model_make_tags(struct model *m);
-void model_on_tag(struct model *m, uint32_t pool_number);
+/** model_on_tag() - a tag of that pool is made. Return: whether it is this model's. */
+bool model_on_tag(struct model *m, uint32_t pool_number);
 /** model_settled() - the daemon has gone well with an adopted pool, or ends as asked. */
 void model_settled(struct model *m);
 /** model_on_tick() - Return: when to look again, UINT64_MAX: no need. */

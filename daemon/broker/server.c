@@ -357,8 +357,10 @@ static void on_event(struct server *s, const struct io_event *ev)
 			model_on_result(m);
 		break;
 	case TAG_POOL:
+		/* One of those that share the pool: the work was done once. */
 		for (uint32_t k = 0; k < s->n_models; k++)
-			model_on_tag(s->models[k], (uint32_t)ev->tag);
+			if (model_on_tag(s->models[k], (uint32_t)ev->tag))
+				break;
 		break;
 	case TAG_PRESSURE:
 		pressure_on_event(s);

@@ -6,6 +6,7 @@
  * The second thread reads one page under the job's lock. Who wants to change that page's content sets
  * `stop` and takes the lock: the reader looks at it between chunks. A result counts only if the
  * record's generation is still what it was. */
+#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -187,6 +188,7 @@ void pool_tag_done(struct pool *p)
 
 	if (!j->busy)
 		return;
+	assert(j->finished);
 	j->busy = false;
 	if (rec->generation + 2 != j->rec.generation)
 		return; /* freed or taken since; what was stopped was taken */

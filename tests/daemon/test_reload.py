@@ -118,6 +118,22 @@ def test_a_reload_of_the_same_files_keeps_what_is_cached(tmp_path):
         until(lambda: c.stats().models[0].pages_used == 0)
 
 
+def test_tags_are_made_while_two_models_share_a_pool():
+    """The work on a tag ends once, whoever's page it is: with it begun anew meanwhile, tags would be of nothing."""
+    with Daemon("--set", "pool.size=64M", "--set", "pool.verify=always") as d:
+        c, other, admin = d.client(), d.client(), Client(d.admin)
+        got = start_streams(c, 4, 2000)
+        ack(admin, reload=pb.Reload())
+        texts = ["%d: a text of a few pages. " % i * 40 for i in range(8)]
+        first = [other.generate(t, max_tokens=4, temperature=0).ids for t in texts]
+        again = [other.generate(t, max_tokens=4, temperature=0) for t in texts]
+        assert "unloaded" not in d.read_log()  # the old one was there all the time
+        finish_streams(c, got)
+        assert [a.ids for a in again] == first
+        assert all(a.usage.cached_tokens == (a.started.prompt_tokens - 1) // 64 * 64 > 0 for a in again)
+        assert d.stop() == 0
+
+
 def test_a_bad_model_leaves_the_old_one_serving_and_says_why(tmp_path):
     path = tmp_path / "m"
     shutil.copytree(GOLDEN, path)
