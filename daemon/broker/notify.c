@@ -64,6 +64,15 @@ static void describe(const struct server *s, char line[NOTIFY_STATUS_MAX])
 			*c = ' ';
 }
 
+/* A model that has no image yet may still ask the store for its pool. */
+static bool is_loading(const struct server *s)
+{
+	for (uint32_t i = 0; i < s->n_models; i++)
+		if (model_state(s->models[i]) == DSD__STATE__STATE_LOADING)
+			return true;
+	return false;
+}
+
 void notify_state(struct server *s)
 {
 	struct notify *n = &s->notify;
@@ -76,10 +85,10 @@ void notify_state(struct server *s)
 	if (ready == n->ready && strcmp(line, n->status) == 0)
 		return;
 	sd_notifyf(0, "%sSTATUS=%s", ready && !n->ready ? "READY=1\n" : "", line);
-	if (ready && !n->ready) {
+	if (ready && !n->ready)
 		server_wake_at(s, 0); /* the watchdog runs from now on */
+	if (ready && !is_loading(s))
 		store_drop_rest(&s->store);
-	}
 	n->ready = ready;
 	strcpy(n->status, line);
 }

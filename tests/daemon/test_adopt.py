@@ -2,6 +2,7 @@
 """The cache and the streams outlive the daemon: a manager keeps the sockets and the descriptors of the pool,
 as systemd does. What comes back is hostile until it is checked."""
 import fcntl
+import json
 import mmap
 import os
 import random
@@ -34,7 +35,7 @@ def settle(d):
     """All pages that were sealed have their tags: nothing is written any more."""
     seen = None
     while True:
-        now = os.pread(d.kept[pool(d, "meta")], 1 << 22, 0)
+        now = [os.pread(fd, 1 << 22, 0) for name, fd in d.kept.items() if name.startswith("pool-meta")]
         if now == seen:
             return
         seen = now
@@ -213,3 +214,22 @@ def test_an_unloaded_models_pool_is_no_longer_kept():
             pass
         d.restart()
         assert len(d.kept) == 3 and "cold" not in d.read_log()
+
+
+def test_a_model_that_is_ready_last_finds_its_pool(tmp_path):
+    """The first that is ready makes the daemon READY, and what nobody wants is dropped: not before all had a say."""
+    tiny, ids = tmp_path / "tiny", list(range(3, 150))
+    tiny.mkdir()
+    config = json.load(open(os.path.join(SOURCE, "tests", "golden", "v2-lite-tiny", "config.json")))
+    (tiny / "config.json").write_text(json.dumps(dict(config, dsd_synthetic=1)))
+    with Managed(*POOL, "--model", STARTER, "--model", str(tiny), fake=False) as d:
+        c = d.client()
+        asked = {m.name: c.generate(ids=ids, max_tokens=2, model=m.name) for m in c.models()}
+        assert len(asked) == 2 and len(d.kept) == 5
+        settle(d)
+        d.restart()
+        c = d.client()
+        for name, a in asked.items():
+            b = c.generate(ids=ids, max_tokens=2, model=name)
+            assert b.error is None and b.usage.cached_tokens == whole_pages(a) > 0, (name, b.error)
+        assert len(d.kept) == 5
