@@ -243,8 +243,8 @@ void model_set_state(struct model *m, Dsd__State state, const char *reason)
 	snprintf(m->reason, sizeof(m->reason), "%s", reason);
 	if (state == DSD__STATE__STATE_DEGRADED) {
 		log_event(m->replaces ? EVENT_RELOAD_REFUSED : EVENT_MODEL_DEGRADED,
-			  &(struct log_fields){.model = m->cfg.name}, "model %s: %s", m->cfg.name,
-			  reason);
+			  &(struct log_fields){.model = m->cfg.name}, "model %s: %s%s", m->cfg.name,
+			  m->replaces ? "not reloaded, the running one serves on: " : "", reason);
 		process_kill(&m->worker);
 		selftest_stop(&m->selftest);
 		if (m->sched && m->retry_usec)

@@ -186,11 +186,21 @@ void model_leave(struct model *m)
 void model_drain(struct model *m, bool drained)
 {
 	m->drained = drained;
+	notify_state(m->server);
 }
 
 void model_when_unused(struct model *m, struct request *r)
 {
 	model_list_append(&m->leavers, r);
+}
+
+/* Whether another goes on under the name of one that leaves. */
+static bool name_lives_on(const struct server *s, const struct model *m)
+{
+	for (uint32_t i = 0; i < s->n_models; i++)
+		if (s->models[i] != m && strcmp(s->models[i]->cfg.name, m->cfg.name) == 0)
+			return true;
+	return false;
 }
 
 static void remove_model(struct server *s, uint32_t i)
@@ -199,7 +209,9 @@ static void remove_model(struct server *s, uint32_t i)
 
 	if (m->parked) /* who waited for a load or reload */
 		model_set_state(m, DSD__STATE__STATE_DEGRADED, "the model was unloaded");
-	log_notice("model %s: unloaded", m->cfg.name);
+	if (!m->coming) /* else it never served, and the log has the reason */
+		log_notice("model %s: %s", m->cfg.name,
+			   name_lives_on(s, m) ? "the old one is unloaded" : "unloaded");
 	s->n_models--;
 	memmove(&s->models[i], &s->models[i + 1], (s->n_models - i) * sizeof(struct model *));
 	for (uint32_t k = 0; k < s->n_models; k++) {

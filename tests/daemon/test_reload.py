@@ -92,7 +92,7 @@ def test_a_reload_changes_the_model_and_disturbs_nobody(tmp_path):
         new = greedy(other)
         assert new != old  # whoever comes now has the new model
         assert finish_streams(c, got) == want  # and who was there has kept the old one to the end
-        until(lambda: "unloaded" in d.read_log())
+        until(lambda: "model m: the old one is unloaded" in d.read_log())
         st = other.stats()
         assert len(st.models) == 1 and st.models[0].worker_starts == 1 and st.requests_failed == 0
         assert greedy(c) == new
@@ -148,6 +148,7 @@ def test_a_bad_model_leaves_the_old_one_serving_and_says_why(tmp_path):
         assert greedy(c) == want
         (m,) = c.models()
         assert m.state == pb.STATE_READY
+        assert "not reloaded, the running one serves on: " in d.read_log() and "unloaded" not in d.read_log()
         # The daemon's own worker may die now: what is on the disk is refused, and it says so.
         (path / "new").write_bytes(data)
         os.rename(path / "new", path / "model.safetensors")
