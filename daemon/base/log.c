@@ -61,6 +61,9 @@ void log_line(int level, const char *fmt, ...)
 	n += m < 0 ? 0 : m;
 	if (n > (int)sizeof(line) - 2)
 		n = sizeof(line) - 2;
+	for (int i = 0; i < n; i++) /* one line, whatever a name or a reason holds */
+		if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
+			line[i] = '?';
 	line[n++] = '\n';
 	/* One write, so that lines of several threads do not mix. A full pipe loses the line. */
 	if (write(STDERR_FILENO, line, (size_t)n) < 0)

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -83,6 +84,23 @@ static void log_escape_prints_bytes_within_its_buffer(void **state)
 	assert_string_equal(tiny, "\\x00");
 }
 
+static void log_line_is_one_line_whatever_a_name_holds(void **state)
+{
+	int pipe_fds[2], old = dup(STDERR_FILENO);
+	char got[64] = "";
+
+	(void)state;
+	assert_int_equal(pipe(pipe_fds), 0);
+	dup2(pipe_fds[1], STDERR_FILENO);
+	log_error("\"%s\"", "a\nb\x1b[2J\x7fü");
+	dup2(old, STDERR_FILENO);
+	assert_true(read(pipe_fds[0], got, sizeof(got) - 1) > 0);
+	assert_string_equal(got, "dsd: \"a?b?[2J?ü\"\n");
+	close(pipe_fds[0]);
+	close(pipe_fds[1]);
+	close(old);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -90,6 +108,7 @@ int main(void)
 		cmocka_unit_test(error_set_cuts_long_sentences),
 		cmocka_unit_test(error_prefix_keeps_code_and_sentence),
 		cmocka_unit_test(error_text_names_the_errno_where_nothing_was_said),
+		cmocka_unit_test(log_line_is_one_line_whatever_a_name_holds),
 		cmocka_unit_test(log_escape_prints_bytes_within_its_buffer),
 	};
 
