@@ -52,6 +52,8 @@ static void fill_model(Dsd__Model *out, const struct model *m)
 	out->state = model_state(m);
 	if (out->state == DSD__STATE__STATE_DEGRADED)
 		out->reason = (char *)model_reason(m);
+	else if (model_is_drained(m))
+		out->reason = (char *)"drained: takes no new requests";
 	if (out->state == DSD__STATE__STATE_LOADING) {
 		out->has_progress = 1;
 		out->progress = st.progress;

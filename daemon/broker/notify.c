@@ -58,6 +58,8 @@ static void describe(const struct server *s, char line[NOTIFY_STATUS_MAX])
 			add(line, "loading, %u %%", (unsigned)(stats.progress * 100));
 		else
 			add(line, "DEGRADED, %s", model_reason(m));
+		if (model_is_drained(m))
+			add(line, ", drained");
 	}
 	for (char *c = line; *c; c++) /* one line, whatever a reason holds */
 		if ((unsigned char)*c < 0x20)

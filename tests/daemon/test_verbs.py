@@ -187,9 +187,12 @@ def test_a_drained_model_refuses_until_that_is_undone(daemon):
     while (a := refused.generate("x", max_tokens=1)).error is None:
         pass
     assert a.error.code == pb.CODE_RETRYABLE and drain.poll() is None  # it waits for the one under way
+    (m,) = ask(daemon, "models")["models"]
+    assert m["state"] == "ready" and m["reason"].startswith("drained")
     dsctl(daemon, "cancel", str(number))
     assert json.loads(drain.communicate(timeout=30)[0]) == {"model": None} and drain.returncode == 0
     assert ask(daemon, "drain", "fake", "--undo") == {"model": "fake"}
+    assert "reason" not in ask(daemon, "models")["models"][0]
     assert refused.generate("x", max_tokens=1).error is None
 
 
