@@ -156,12 +156,20 @@ static int take_lock(const char *state, struct error *err)
 {
 	_cleanup_(fd_closep) int fd = -EBADF;
 	char path[PATH_MAX];
+	struct stat st;
 	int r = make_dir(state, 0700, err);
 
 	if (r < 0)
 		return r;
 	if ((size_t)snprintf(path, sizeof(path), "%s/lock", state) >= sizeof(path))
 		return error_set(err, -ENAMETOOLONG, "--state %.100s...: too long", state);
+	if (stat(state, &st) < 0)
+		return error_set(err, -errno, "--state %.300s: %m", state);
+	if (st.st_uid != geteuid() || st.st_mode & (S_IWGRP | S_IWOTH))
+		return error_set(err, -EBADFD,
+				 "--state %.300s: mode %03o of uid %u: want a directory that dsd's "
+				 "user alone may write to",
+				 state, st.st_mode & 0777, st.st_uid);
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return error_set(err, -errno, "%.300s: %m", path);
@@ -301,6 +309,10 @@ static int open_sockets(struct server *s, const struct options *o, struct error 
 		return error_set(
 			err, -EINVAL,
 			"no socket: want --socket PATH, or sockets handed over by systemd");
+	admin_path(o, admin);
+	if (strcmp(admin, o->socket) == 0)
+		return error_set(err, -EBADFD,
+				 "--socket and --admin-socket are both %.120s: want two", admin);
 	fd = listen_at(o->socket, 0660, err);
 	if (fd < 0)
 		return fd;
@@ -308,7 +320,6 @@ static int open_sockets(struct server *s, const struct options *o, struct error 
 	r = server_listen(s, fd, false, err);
 	if (r < 0)
 		return r;
-	admin_path(o, admin);
 	fd = listen_at(admin, 0600, err);
 	if (fd < 0)
 		return fd;

@@ -56,6 +56,21 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
     assert code == 1 and "is no socket" in err and path.read_text() == "mine"
 
 
+def test_a_state_directory_that_others_may_write_to_is_refused(tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    for mode in (0o770, 0o777):
+        state.chmod(mode)
+        code, _, err = run("--fake-worker", "--socket", str(tmp_path / "s"), "--state", str(state))
+        assert code == 2 and "mode %03o" % mode in err and not (tmp_path / "s").exists()
+
+
+def test_two_sockets_are_two(tmp_path):
+    path = str(tmp_path / "s")
+    code, _, err = run("--fake-worker", "--socket", path, "--admin-socket", path, "--state", str(tmp_path / "state"))
+    assert code == 2 and "are both" in err and not os.path.exists(path)
+
+
 def test_the_socket_and_the_state_have_their_modes(tmp_path):
     with Daemon(state=str(tmp_path / "state")) as d:
         assert os.stat(d.socket).st_mode & 0o777 == 0o660
