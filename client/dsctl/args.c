@@ -154,6 +154,15 @@ static void consider(const char *got, const char *candidate, const char **best,
 	*best_distance = d;
 }
 
+/* An option that was cut short: what begins so, if it is one alone. */
+static void consider_beginning(const char *got, const char *candidate, const char **ret, int *n)
+{
+	if (strncmp(got, candidate, strlen(got)) == 0) {
+		*ret = candidate;
+		++*n;
+	}
+}
+
 static int unknown_verb(const struct verb *const *verbs, size_t n_verbs, const char *got)
 {
 	const char *best = NULL;
@@ -168,13 +177,20 @@ static int unknown_verb(const struct verb *const *verbs, size_t n_verbs, const c
 
 static int unknown_option(const struct verb *verb, const char *got)
 {
-	const char *best = NULL;
+	const char *best = NULL, *begun = NULL;
 	size_t d = 4;
+	int n_begun = 0;
 
-	for (size_t i = 0; i < N_GLOBAL; i++)
+	for (size_t i = 0; i < N_GLOBAL; i++) {
 		consider(got, global_options[i].name, &best, &d);
-	for (size_t i = 0; verb && i < verb->n_options; i++)
+		consider_beginning(got, global_options[i].name, &begun, &n_begun);
+	}
+	for (size_t i = 0; verb && i < verb->n_options; i++) {
 		consider(got, verb->options[i].name, &best, &d);
+		consider_beginning(got, verb->options[i].name, &begun, &n_begun);
+	}
+	if (n_begun == 1)
+		best = begun;
 	if (best)
 		return say(STATUS_USAGE, "unknown option '%s'; did you mean '%s'?", got, best);
 	if (!verb)

@@ -15,6 +15,7 @@
 
 #define POLL_MS   100  /* between looks at a daemon that is starting or loading */
 #define ANSWER_MS 5000 /* without --wait: a daemon that is there answers at once */
+#define LEAST_MS  500  /* for the last look of --wait, which would find nobody in no time */
 
 struct ping {
 	struct arg_wait wait;
@@ -174,8 +175,8 @@ static int run(const struct global *global, void *data, char **args, size_t n_ar
 		take_look(&look, global->socket,
 			  end == INT64_MAX   ? -1
 			  : left > INT32_MAX ? INT32_MAX
-			  : left > 0         ? (int)left
-					     : 0);
+			  : left > LEAST_MS  ? (int)left
+					     : LEAST_MS);
 		if (look.error < 0 ? !may_come(look.error) : look.state != DSC_STATE_LOADING)
 			break;
 		if (now_ms() >= end)

@@ -75,6 +75,10 @@ def test_nothing_has_no_score(fake):
         assert p.stdout == b"" and p.stderr == b"dsctl: score: got nothing, want a text or token ids\n"
 
 
+def test_ping_that_may_wait_no_time_looks_once(fake, tmp_path):
+    assert dsctl(fake, "ping", "--wait", "0").stdout.startswith(b"ready")
+
+
 def test_ping_waits_for_a_daemon_that_comes(tmp_path):
     path = str(tmp_path / "s")
     waiting = subprocess.Popen([DSCTL, "--socket", path, "ping", "--wait", "30"], stdout=subprocess.PIPE)

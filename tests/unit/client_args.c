@@ -217,6 +217,7 @@ static void mistakes_are_named(void **state)
 	refused("generat", "unknown verb 'generat'; did you mean 'generate'?");
 	refused("xyzzy", "unknown verb 'xyzzy'; `dsctl --help` lists them");
 	refused("probe\t--smal\t1", "unknown option '--smal'; did you mean '--small'?");
+	refused("probe\t--sma\t1", "did you mean '--small'?");
 	refused("probe\t--sokcet\t1", "did you mean '--socket'?");
 	refused("probe\t--something",
 		"unknown option '--something'; `dsctl probe --help` lists them");
