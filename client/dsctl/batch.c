@@ -109,11 +109,13 @@ static void draw_bar(struct batch *t, bool last)
 	fflush(stderr);
 }
 
-/* A line is printed to the same terminal. */
-static void clear_bar(const struct batch *t)
+/* A line may be printed to the same terminal: the bar is out of its way, and drawn anew behind it. */
+static void clear_bar(struct batch *t)
 {
-	if (t->bar)
-		fputs("\r\033[K", stderr);
+	if (!t->bar || !isatty(STDOUT_FILENO))
+		return;
+	fputs("\r\033[K", stderr);
+	t->drawn_ms = 0;
 }
 
 /* Lines with something on them, if the file can be read twice. */

@@ -34,7 +34,7 @@ static struct json_object *json_model(const struct dsc_model_stats *m)
 	json_add(o, "worker_usec", json_object_new_uint64(m->worker_usec));
 	json_add(o, "worker_starts", json_object_new_int64(m->worker_starts));
 	json_add(o, "worker_deaths", json_object_new_int64(m->worker_deaths));
-	json_add(o, "worker_pid", json_object_new_uint64(m->worker_pid));
+	json_add(o, "worker_pid", m->worker_pid ? json_object_new_uint64(m->worker_pid) : NULL);
 	json_add(o, "kv_bytes_per_token", json_object_new_int64(m->kv_bytes_per_token));
 	json_add(o, "mha_bytes_per_token", json_object_new_int64(m->mha_bytes_per_token));
 	json_add(o, "gqa8_bytes_per_token", json_object_new_int64(m->gqa8_bytes_per_token));
@@ -120,7 +120,7 @@ static void kv_text(const struct dsc_model_stats *m, char *ret, size_t n)
 
 static void model_rows(struct libscols_table *table, const struct dsc_model_stats *m)
 {
-	char text[160];
+	char text[160], pid[32] = "none";
 	double seconds = (double)m->worker_usec / 1e6;
 	double hit = hit_rate(m->prompt_tokens, m->cached_tokens);
 	uint32_t pages[PAGE_STATES];
@@ -142,8 +142,10 @@ static void model_rows(struct libscols_table *table, const struct dsc_model_stat
 	snprintf(text, sizeof(text), "%" PRIu64 " of %.3g rows each, %.1f s in the worker",
 		 m->steps, m->steps ? (double)m->rows / (double)m->steps : 0.0, seconds);
 	row(table, "  steps", text);
-	snprintf(text, sizeof(text), "pid %" PRIu64 ", %u starts, %u deaths", m->worker_pid,
-		 m->worker_starts, m->worker_deaths);
+	if (m->worker_pid)
+		snprintf(pid, sizeof(pid), "pid %" PRIu64, m->worker_pid);
+	snprintf(text, sizeof(text), "%s, %u starts, %u deaths", pid, m->worker_starts,
+		 m->worker_deaths);
 	row(table, "  worker", text);
 	kv_text(m, text, sizeof(text));
 	row(table, "  cache per token", text);
