@@ -139,12 +139,14 @@ static void check_own_merges(const uint8_t *data, size_t n)
 	text_image_free(t);
 }
 
-/* However long the text, its control tokens are the template's. */
+/* Whatever the messages say, the control tokens are those of the template. */
 static void check_template(const struct vocab *v, const uint8_t *text, size_t n)
 {
-	const struct message chat[] = {{MESSAGE_SYSTEM, (const char *)text, n},
-				       {MESSAGE_USER, (const char *)text, n},
-				       {MESSAGE_ASSISTANT, (const char *)text, n}};
+	const char *p = (const char *)text;
+	size_t third = n / 3;
+	const struct message chat[] = {{MESSAGE_SYSTEM, p, third},
+				       {MESSAGE_USER, p + third, third},
+				       {MESSAGE_ASSISTANT, p + 2 * third, n - 2 * third}};
 	struct ids ids = {};
 	size_t n_control = 0;
 
