@@ -30,6 +30,7 @@ extern "C" {
 #define K_TOP_MAX          20u
 #define K_EXPERTS_USED_MAX 32u
 #define K_ID_NONE          UINT32_MAX
+#define K_MEMORY_ALIGN     64u /* bytes; the size of a packed weight is a multiple of it */
 
 /* Instruction sets of the CPU backend, as --cpu-mask names them. */
 #define K_CPU_AVX2   1u /* with FMA, F16C */
@@ -50,9 +51,14 @@ struct k_weight; /* n_mat matrices [n_out, n_in], packed for the device */
  * file is read upwards and nothing large is held; @row < n_mat * n_out. Return 0 or -errno. */
 struct k_source {
 	uint32_t n_mat, n_out, n_in;
-	enum k_type type;                                     /* how it shall be kept */
-	int (*read_row)(void *ctx, uint32_t row, float *ret); /* n_in numbers */
+	enum k_type type; /* how it shall be kept */
+	int (*read_row)(void *ctx, uint32_t row,
+			float *ret); /* n_in numbers; NULL: @memory has them */
 	void *ctx;
+	/* Where it shall be kept: as many bytes as kernels_cpu_weight_bytes() says, K_MEMORY_ALIGN
+	 * aligned, which outlive the weight; zero, or with read_row NULL what an earlier weight_pack()
+	 * of this shape left there (they are only read then). NULL: in memory of its own. */
+	void *memory;
 };
 
 /* Rows of one sequence, consecutive in the step and in position, all on one path. */
@@ -142,7 +148,8 @@ struct kernels {
 
 	void (*free)(struct kernels *k);
 
-	/* Memory. -ENOMEM; -EINVAL for a shape of 0 or past limits; what read_row() returned. */
+	/* Memory. -ENOMEM; -EINVAL for a shape of 0 or past limits, or memory that does not fit;
+	 * what read_row() returned. */
 	int (*weight_pack)(struct kernels *k, struct k_weight **ret, const struct k_source *src);
 	/* The same numbers in memory of their own. -ENOMEM. */
 	int (*weight_copy)(struct kernels *k, struct k_weight **ret, const struct k_weight *w);

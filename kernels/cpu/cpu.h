@@ -25,7 +25,7 @@
 #include "threads.h"
 
 #define PANEL 32u
-#define LINE  64u /* bytes; alignment of everything allocated here */
+#define LINE  K_MEMORY_ALIGN /* bytes; alignment of everything allocated here */
 
 /* Rows stand an odd number of lines apart: a power of two would put the same column of all rows into
  * the same few sets of the caches. */
@@ -41,6 +41,7 @@ struct k_weight {
 	enum k_type type;
 	uint64_t panel_bytes, matrix_bytes, bytes;
 	uint8_t *data;
+	bool borrowed; /* data is k_source.memory */
 };
 
 /* y[r][c] (+)= sum over k of x[r][k] * w[k][c], one chain of fused multiply-adds over ascending k for

@@ -169,12 +169,25 @@ static int pack_rows(struct k_weight *w, const struct k_source *src, float *row)
 	return r;
 }
 
+static int fill(struct cpu *c, struct k_weight *w, const struct k_source *src)
+{
+	float *row = calloc(w->n_in, sizeof(*row));
+	int r = -ENOMEM;
+
+	if (row)
+		r = weight_is_quantised(w) ? pack_quantised(c, w, src, row)
+					   : pack_rows(w, src, row);
+	free(row);
+	return r;
+}
+
 int cpu_weight_pack(struct kernels *k, struct k_weight **ret, const struct k_source *src)
 {
 	struct k_weight *w;
-	float *row;
 	int r;
 
+	if ((uintptr_t)src->memory % K_MEMORY_ALIGN || (!src->read_row && !src->memory))
+		return -EINVAL;
 	w = calloc(1, sizeof(*w));
 	if (!w)
 		return -ENOMEM;
@@ -183,15 +196,11 @@ int cpu_weight_pack(struct kernels *k, struct k_weight **ret, const struct k_sou
 		free(w);
 		return r;
 	}
-	row = calloc(w->n_in, sizeof(*row));
-	w->data = cpu_alloc(w->bytes);
-	if (!row || !w->data)
-		r = -ENOMEM;
-	else if (weight_is_quantised(w))
-		r = pack_quantised(cpu_of(k), w, src, row);
-	else
-		r = pack_rows(w, src, row);
-	free(row);
+	w->borrowed = src->memory != NULL;
+	w->data = src->memory ?: cpu_alloc(w->bytes);
+	r = w->data ? 0 : -ENOMEM;
+	if (r == 0 && src->read_row)
+		r = fill(cpu_of(k), w, src);
 	if (r < 0) {
 		cpu_weight_free(k, w);
 		return r;
@@ -208,6 +217,7 @@ int cpu_weight_copy(struct kernels *k, struct k_weight **ret, const struct k_wei
 	if (!copy)
 		return -ENOMEM;
 	*copy = *w;
+	copy->borrowed = false;
 	copy->data = cpu_alloc(w->bytes);
 	if (!copy->data) {
 		free(copy);
@@ -223,7 +233,8 @@ void cpu_weight_free(struct kernels *k, struct k_weight *w)
 	(void)k;
 	if (!w)
 		return;
-	free(w->data);
+	if (!w->borrowed)
+		free(w->data);
 	free(w);
 }
 

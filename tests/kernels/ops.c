@@ -146,6 +146,8 @@ static void weight_pack_refuses_shapes_and_passes_read_errors_on(void **state)
 		{{1, 1u << 28, 4, K_F32, matrix_row, &a}, -EINVAL},
 		{{UINT32_MAX, 4, 4, K_F32, matrix_row, &a}, -EINVAL},
 		{{1, 4, 4, K_F32, failing_row, NULL}, -EIO},
+		{{1, 4, 4, K_F32, NULL, NULL}, -EINVAL},
+		{{1, 4, 4, K_F32, matrix_row, &a, (void *)(uintptr_t)8}, -EINVAL},
 	};
 
 	(void)state;
@@ -157,6 +159,58 @@ static void weight_pack_refuses_shapes_and_passes_read_errors_on(void **state)
 	}
 	free(a.v);
 	k->free(k);
+}
+
+/* Packed into memory of the caller, and taken from there once more: the same bytes, the same rows. */
+static void a_weight_lies_where_it_was_told_to(void **state)
+{
+	static const uint32_t ids[] = {0, 69, 33};
+
+	(void)state;
+	for (enum k_type type = 0; type < _K_TYPE_MAX; type++) {
+		struct kernels *k = kernels_for(cpu_mask, 2);
+		struct matrix a = matrix_random(type, 1, 70, 200);
+		struct k_source src = {1, 70, 200, type, matrix_row, &a};
+		struct k_weight *w[3] = {matrix_pack(k, &a, type)}, *copy = NULL;
+		float got[3][3 * 200];
+		uint64_t bytes;
+		uint8_t *memory, *before;
+
+		assert_int_equal(kernels_cpu_weight_bytes(&src, &bytes), 0);
+		assert_int_equal(bytes % K_MEMORY_ALIGN, 0);
+		memory = aligned_alloc(K_MEMORY_ALIGN, bytes);
+		before = malloc(bytes);
+		assert_true(memory && before);
+		memset(memory, 0, bytes);
+		src.memory = memory;
+		assert_int_equal(k->weight_pack(k, &w[1], &src), 0);
+		assert_int_equal(k->weight_bytes(w[1]), bytes);
+		memcpy(before, memory, bytes);
+		src.read_row = NULL;
+		assert_int_equal(k->weight_pack(k, &w[2], &src), 0);
+		for (uint32_t i = 0; i < N_ELEMENTS(w); i++) {
+			struct k_buffer *x = buffer_of(k, NULL, 3, 200);
+			struct plain_step s;
+
+			plain_begin(k, &s, 3);
+			memcpy(s.ids, ids, sizeof(ids));
+			k->embed(k, x, w[i]);
+			assert_int_equal(k->step_end(k), 0);
+			k->download(k, got[i], x, 0, 3);
+			k->buffer_free(k, x);
+		}
+		assert_memory_equal(got[0], got[1], sizeof(got[0]));
+		assert_memory_equal(got[0], got[2], sizeof(got[0]));
+		assert_int_equal(k->weight_copy(k, &copy, w[2]), 0);
+		for (uint32_t i = 0; i < N_ELEMENTS(w); i++)
+			k->weight_free(k, w[i]);
+		assert_memory_equal(memory, before, bytes); /* not given back, not written */
+		k->weight_free(k, copy);                    /* memory of its own again */
+		free(memory);
+		free(before);
+		free(a.v);
+		k->free(k);
+	}
 }
 
 static void embed_returns_the_rows_of_the_table(void **state)
@@ -514,6 +568,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(linear_is_near_doubles_for_every_shape_and_type),
 		cmocka_unit_test(linear_bits_depend_on_the_row_alone),
 		cmocka_unit_test(weight_pack_refuses_shapes_and_passes_read_errors_on),
+		cmocka_unit_test(a_weight_lies_where_it_was_told_to),
 		cmocka_unit_test(embed_returns_the_rows_of_the_table),
 		cmocka_unit_test(rmsnorm_takes_only_the_columns_of_its_weight),
 		cmocka_unit_test(route_takes_the_best_in_order_and_the_lower_index_on_ties),

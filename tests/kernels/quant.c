@@ -386,9 +386,39 @@ static void weights_come_back_from_where_they_were_put(void **state)
 	}
 }
 
+/* Files hold these bytes from one version to the next. Where they change with good reason, so does
+ * PACKED_VERSION of daemon/layout/packed.h: what was stored before is packed anew then. */
+static void packed_bytes_are_those_that_files_hold(void **state)
+{
+	static const uint64_t want[] = {0xee7487748e0ad222, 0xed86a25d997fb080};
+
+	(void)state;
+	for (uint32_t i = 0; i < N_ELEMENTS(want); i++) {
+		struct kernels *k = kernels_for(UINT32_MAX, 1);
+		struct matrix a = matrix_random(7, 2, 70, 300);
+		struct k_source src = {2, 70, 300, i ? K_Q4 : K_Q8, matrix_row, &a};
+		struct k_weight *w = NULL;
+		uint64_t bytes, sum = 0xcbf29ce484222325;
+
+		assert_int_equal(kernels_cpu_weight_bytes(&src, &bytes), 0);
+		src.memory = aligned_alloc(K_MEMORY_ALIGN, bytes);
+		assert_non_null(src.memory);
+		memset(src.memory, 0, bytes);
+		assert_int_equal(k->weight_pack(k, &w, &src), 0);
+		for (uint64_t j = 0; j < bytes; j++) /* FNV-1a */
+			sum = (sum ^ ((const uint8_t *)src.memory)[j]) * 0x100000001b3;
+		assert_int_equal(sum, want[i]);
+		k->weight_free(k, w);
+		free(src.memory);
+		free(a.v);
+		k->free(k);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(packed_bytes_are_those_that_files_hold),
 		cmocka_unit_test(products_equal_scalar_and_stay_inside),
 		cmocka_unit_test(scalar_product_is_the_formula),
 		cmocka_unit_test(quantised_rows_are_within_half_a_step),
