@@ -147,6 +147,9 @@ struct kernels {
 	uint64_t n_nan_scores; /* router scores that were NaN, ever: each was taken as the lowest */
 
 	void (*free)(struct kernels *k);
+	/* @part on each thread of the backend, of which the caller is number 0, until all are through. */
+	void (*parallel)(struct kernels *k,
+			 void (*part)(void *ctx, uint32_t thread, uint32_t n_threads), void *ctx);
 
 	/* Memory. -ENOMEM; -EINVAL for a shape of 0 or past limits, or memory that does not fit;
 	 * what read_row() returned. */

@@ -179,8 +179,12 @@ static inline struct channel_result_row *channel_result_rows(struct channel_resu
  *
  *   broker                         worker
  *     FILE (name; fd) ... ──────►           the model's files, read-only
+ *     PACKED (; fd) ────────────►           its weights as an earlier worker packed them, read-only,
+ *     EMPTY (; fd) ─────────────►           and a file to pack them into: either, both or neither
  *     LOAD (options) ───────────►
  *               ◄──────────────── PROGRESS (stage, done, total) ...
+ *               ◄──────────────── REFUSED (sentence): PACKED does not prove itself
+ *               ◄──────────────── FILLED: EMPTY holds the weights and is on its disk
  *               ◄──────────────── IMAGE (; fd of the sealed memfd)
  *     CHANNEL (; channel, pool-data, wake socket, result eventfd) ──►
  *               ◄──────────────── READY
@@ -195,6 +199,10 @@ enum control_type {
 	CONTROL_CHANNEL,
 	CONTROL_READY,
 	CONTROL_FAILED,
+	CONTROL_PACKED,
+	CONTROL_EMPTY,
+	CONTROL_REFUSED,
+	CONTROL_FILLED,
 	_CONTROL_MAX
 };
 #define CONTROL_FDS_MAX  4u
@@ -219,5 +227,5 @@ struct control_msg {
 	uint64_t done, total; /* PROGRESS; CHANNEL: total = number of pages */
 	uint32_t n_slots, max_rows, max_tokens, _pad; /* CHANNEL: the shape */
 	char text
-		[CONTROL_TEXT_MAX]; /* FILE: name; PROGRESS: stage; FAILED: the sentence; 0-terminated */
+		[CONTROL_TEXT_MAX]; /* FILE: name; PROGRESS: stage; FAILED, REFUSED: the sentence; 0-terminated */
 };

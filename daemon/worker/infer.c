@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/error.h"
 #include "layout/image.h"
@@ -22,6 +23,7 @@ struct infer {
 	struct k_pool pool;
 	struct forward *forward;
 	struct sampler *sampler;
+	struct infer_times times;
 	uint8_t *banned; /* [n_vocab] */
 	uint32_t n_eos, eos[IMAGE_EOS_MAX];
 };
@@ -114,6 +116,23 @@ static int keep_vocabulary(struct infer *f, const struct image_builder *image)
 	return 0;
 }
 
+static uint64_t now_usec(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* Since *since, which begins anew. */
+static uint64_t lap(uint64_t *since)
+{
+	uint64_t from = *since;
+
+	*since = now_usec();
+	return *since - from;
+}
+
 int infer_new(struct engine *ret, struct image_builder *image, const struct files *files,
 	      const struct load_options *o, const struct kernels_config *cpu,
 	      load_progress progress, void *ctx, struct error *err)
@@ -122,14 +141,16 @@ int infer_new(struct engine *ret, struct image_builder *image, const struct file
 	_cleanup_(load_freep) struct load *l = NULL;
 	struct load_facts facts;
 	const struct image_stream *streams;
+	uint64_t t = now_usec();
 	int r;
 
 	if (!f)
 		return -ENOMEM;
-	r = sums_check(files, progress, ctx, err);
-	r = r ?: load_open(&l, files, o, err);
+	r = load_open(&l, files, o, err);
+	f->times.files_usec = lap(&t);
 	r = r ?: load_image(l, image, err);
 	r = r ?: keep_vocabulary(f, image);
+	f->times.vocabulary_usec = lap(&t);
 	if (r < 0)
 		return r;
 	facts = load_get_facts(l);
@@ -141,7 +162,15 @@ int infer_new(struct engine *ret, struct image_builder *image, const struct file
 	r = kernels_cpu_new(&f->k, cpu);
 	if (r < 0)
 		return error_set(err, r, "starting the kernels: %m");
-	r = load_pack(l, f->k, progress, ctx, &f->model, &image->h.weight_bytes, err);
+	lap(&t);
+	r = load_map(l, f->k, progress, ctx, err);
+	/* What was packed earlier comes from these very files, and their sums were looked at then. */
+	if (r == 0)
+		r = sums_check(files, progress, ctx, err);
+	f->times.check_usec = lap(&t);
+	if (r >= 0)
+		r = load_pack(l, f->k, progress, ctx, &f->model, &image->h.weight_bytes, err);
+	f->times.weights_usec = lap(&t);
 	if (r < 0)
 		return r;
 	load_digest(l, image->h.digest);
@@ -155,6 +184,13 @@ int infer_new(struct engine *ret, struct image_builder *image, const struct file
 		.step = infer_step,
 	};
 	return 0;
+}
+
+struct infer_times infer_get_times(const struct engine *e)
+{
+	const struct infer *f = e->ctx;
+
+	return f->times;
 }
 
 const struct model *infer_model(const struct engine *e)

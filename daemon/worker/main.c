@@ -116,8 +116,8 @@ static int enter_sandbox(struct error *err)
 }
 
 /* Return: 1; 0 where the broker has gone before it asked for a model. */
-static int receive_load(int control_fd, struct files *files, struct control_msg *ret,
-			struct error *err)
+static int receive_load(int control_fd, struct files *files, struct load_store *store,
+			struct control_msg *ret, struct error *err)
 {
 	for (;;) {
 		struct control_in in = {};
@@ -127,6 +127,10 @@ static int receive_load(int control_fd, struct files *files, struct control_msg 
 			return r;
 		if (in.msg.type == CONTROL_FILE && in.n_fds == 1)
 			r = files_add(files, in.msg.text, TAKE_FD(in.fds[0]), err);
+		else if (in.msg.type == CONTROL_PACKED && in.n_fds == 1 && store->packed_fd < 0)
+			store->packed_fd = TAKE_FD(in.fds[0]);
+		else if (in.msg.type == CONTROL_EMPTY && in.n_fds == 1 && store->new_fd < 0)
+			store->new_fd = TAKE_FD(in.fds[0]);
 		else if (in.msg.type == CONTROL_LOAD && in.n_fds == 0)
 			*ret = in.msg;
 		else
@@ -144,18 +148,49 @@ static int send_progress(void *ctx, const char *stage, uint64_t done, uint64_t t
 	return control_send_text(*(const int *)ctx, CONTROL_PROGRESS, stage, done, total, NULL);
 }
 
+static void store_done(struct load_store *s)
+{
+	s->packed_fd = fd_close(s->packed_fd);
+	s->new_fd = fd_close(s->new_fd);
+}
+
+/* What became of the files for packed weights: to the broker, and where the time went to the log. */
+static int tell_load(int fd, const struct load_store *store, const struct engine *engine,
+		     uint64_t weight_bytes, struct error *err)
+{
+	struct infer_times t = infer_get_times(engine);
+	double mb = (double)weight_bytes / 1e6, check = (double)t.check_usec / 1e6;
+	int r = 0;
+
+	if (store->refused.code)
+		r = control_send_text(fd, CONTROL_REFUSED, store->refused.text, 0, 0, err);
+	if (r == 0 && store->filled)
+		r = control_send_text(fd, CONTROL_FILLED, "", 0, 0, err);
+	if (store->not_filled.code)
+		log_warning("the packed weights are not kept for the next start: %s",
+			    store->not_filled.text);
+	log_info("files read in %.2f s, vocabulary in %.2f s; %.1f MB of weights %s in %.2f s",
+		 (double)t.files_usec / 1e6, (double)t.vocabulary_usec / 1e6, mb,
+		 store->mapped   ? "mapped as packed earlier, their hashes compared"
+		 : store->filled ? "packed, and kept for the next start,"
+				 : "packed in memory",
+		 store->mapped ? check : (double)t.weights_usec / 1e6);
+	return r;
+}
+
 static int make_engine(const struct arguments *a, const struct machine *machine, struct engine *ret,
 		       struct image_builder *image, struct error *err)
 {
 	const struct kernels_topology *topology =
 		machine->topology.n_cpus > 0 ? &machine->topology : NULL;
 	_cleanup_(files_done) struct files files = {};
+	_cleanup_(store_done) struct load_store store = {.packed_fd = -EBADF, .new_fd = -EBADF};
 	struct control_msg load = {};
 	struct kernels_config cpu;
 	struct load_options options;
 	int fd = a->control_fd, r;
 
-	r = receive_load(fd, &files, &load, err);
+	r = receive_load(fd, &files, &store, &load, err);
 	if (r <= 0)
 		return r;
 	r = image_builder_init(image);
@@ -166,12 +201,16 @@ static int make_engine(const struct arguments *a, const struct machine *machine,
 		return r;
 	cpu = (struct kernels_config){
 		.n_threads = load.n_threads, .cpu_mask = load.cpu_mask, .topology = topology};
-	options = (struct load_options){
-		.weights = load.weights, .entry = load.entry, .n_context = load.n_context};
-	if (a->fake)
+	options = (struct load_options){.weights = load.weights,
+					.entry = load.entry,
+					.n_context = load.n_context,
+					.store = &store};
+	if (a->fake) {
 		r = fake_new(ret, image, load.n_context, err);
-	else
+	} else {
 		r = infer_new(ret, image, &files, &options, &cpu, send_progress, &fd, err);
+		r = r ?: tell_load(fd, &store, ret, image->h.weight_bytes, err);
+	}
 	if (r == 0 && !a->fake && topology)
 		machine_log(machine, load.n_threads > 0 ? load.n_threads : topology->n_cores);
 	return r < 0 ? r : 1;

@@ -124,6 +124,7 @@ static const struct {
 	{SCMP_SYS(munmap), LOADING | SERVING},
 	{SCMP_SYS(mremap), LOADING | SERVING},
 	{SCMP_SYS(madvise), LOADING | SERVING},
+	{SCMP_SYS(msync), LOADING}, /* the packed store, to its disk */
 	{SCMP_SYS(mlock), LOADING},
 	{SCMP_SYS(mlock2), LOADING},
 	{SCMP_SYS(mbind), LOADING},

@@ -217,6 +217,12 @@ int cpu_threads_new(struct threads **ret, const struct kernels_config *cfg)
 	return threads_new(ret, n, t && kernels_cpu_pins(t, n) ? t->cpus : NULL);
 }
 
+static void cpu_parallel(struct kernels *k,
+			 void (*part)(void *ctx, uint32_t thread, uint32_t n_threads), void *ctx)
+{
+	threads_run(cpu_of(k)->threads, UINT64_MAX, part, ctx);
+}
+
 int kernels_cpu_new(struct kernels **ret, const struct kernels_config *cfg)
 {
 	struct cpu *c;
@@ -230,6 +236,7 @@ int kernels_cpu_new(struct kernels **ret, const struct kernels_config *cfg)
 		.name = c->isa.name,
 		.device = c,
 		.free = cpu_free,
+		.parallel = cpu_parallel,
 		.weight_pack = cpu_weight_pack,
 		.weight_copy = cpu_weight_copy,
 		.weight_free = cpu_weight_free,

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the seed corpora of fuzz_image, fuzz_ini, fuzz_channel_result and fuzz_adopt beside this file."""
+"""Writes the seed corpora of fuzz_image, fuzz_ini, fuzz_channel_result, fuzz_adopt and fuzz_packed beside this file."""
 import os
 import random
 import struct
@@ -152,8 +152,51 @@ def channel_result():
         write('channel_result', f'random_{i}', rng.randbytes(200))
 
 
+def packed():
+    """Files as they are, and changes to good ones; fuzz_packed.c says how they are read."""
+    def header(data_bytes, version=1, magic=b'dsdpack\0', n_hashes=1):
+        return magic + struct.pack('<IIQ', version, 0, data_bytes) + bytes(32 + 32 + 16 + 8 * n_hashes)
+
+    def raw(head, n):
+        return b'\0' + head + bytes(max(0, n - len(head)))
+
+    def good(where, value, data=b'0123456789abcdef' * 8):
+        return b'\1' + data + struct.pack('<II', where, value)
+    chunk = 4 << 20
+    for name, data in {
+        'empty': b'',
+        'no_file': b'\0',
+        'good': good(4095, 0),
+        'one_byte': b'\1x' + struct.pack('<II', 4095, 0),
+        'padding': good(3000, 7),
+        'magic': good(0, 1),
+        'version': good(8, 1),
+        'size_more': good(16, 1),
+        'size_less': good(16, 0xffffffff),
+        'size_high': good(20, 1),
+        'plan': good(24, 1),
+        'content': good(56, 1),
+        'mac': good(88, 1),
+        'hash': good(104, 1),
+        'first': good(4096, 1),
+        'last': good(4096 + 127, 1),
+        'header_alone': raw(header(64), 0),
+        'cut_header': raw(header(64)[:60], 0),
+        'cut_hashes': raw(header(chunk + 1, n_hashes=1), 0),
+        'zeros': raw(header(64), 4096 + 64),
+        'no_data': raw(header(0), 4096),
+        'most': raw(header(1 << 42), 5000),
+        'past_most': raw(header((1 << 42) + 1), 5000),
+        'near_max': raw(header((1 << 64) - 4096), 4096),
+        'wraps': raw(header((1 << 64) - 1), 4095),
+        'old': raw(header(64, version=0), 4160),
+    }.items():
+        write('packed', name, data)
+
+
 if __name__ == '__main__':
     ini()
     image()
     channel_result()
     adopt()
+    packed()

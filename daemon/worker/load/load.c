@@ -13,6 +13,7 @@
 #include "layout/image.h"
 #include "worker/load/digest.h"
 #include "worker/load/files.h"
+#include "worker/load/packed.h"
 #include "worker/load/tensors.h"
 #include "worker/load/tokenizer_json.h"
 #include "worker/load/weights.h"
@@ -27,8 +28,11 @@ struct load {
 	struct weights *weights;
 	enum k_type type;
 	enum page_entry entry;
-	uint64_t pack_bytes;
+	struct packed_want want;
 	uint32_t n_built, n_packed; /* layers; fewer than there are where it is only measured */
+	struct load_store *store;   /* NULL: none */
+	struct packed packed;       /* until the model has it */
+	uint8_t content[PACKED_HASH_BYTES]; /* of the numbers; once the weights are there */
 };
 
 struct load *load_free(struct load *l)
@@ -40,6 +44,7 @@ struct load *load_free(struct load *l)
 	free(l->tokenizer_json);
 	free(l->tokenizer_config_json);
 	weights_free(l->weights);
+	packed_done(&l->packed);
 	free(l);
 	return NULL;
 }
@@ -124,7 +129,7 @@ static uint64_t pack_numbers(const struct load *l)
 
 static int check_memory(const struct load *l, struct error *err)
 {
-	uint64_t want = l->pack_bytes, have;
+	uint64_t want = l->want.data_bytes, have;
 	struct sysinfo s;
 
 	if (sysinfo(&s) < 0)
@@ -140,7 +145,10 @@ static int check_memory(const struct load *l, struct error *err)
 struct packing {
 	struct load *l;
 	const struct model_config *m;
-	struct kernels *k; /* NULL: nothing is read, the bytes are added up */
+	struct kernels *k; /* NULL: nothing is read, the list of weights and their bytes is made */
+	struct digest *list;
+	uint8_t *memory; /* of all weights, one behind the other; NULL: each has its own */
+	bool mapped;     /* they are there already */
 	load_progress progress;
 	void *ctx;
 	uint64_t done, total; /* numbers */
@@ -156,14 +164,17 @@ static void pack_model(struct packing *p, struct model *ret);
 /* What forward.h has no pass for is refused before a weight is read; the size is that of packing it. */
 static int check_forward(struct load *l, struct error *err)
 {
-	struct packing p = {.l = l, .m = &l->config.m, .err = err};
+	struct digest list;
+	struct packing p = {.l = l, .m = &l->config.m, .list = &list, .err = err};
 	struct model m;
 
 	p.r = model_init(&m, &l->config.m, NULL, err);
 	if (p.r < 0)
 		return p.r;
+	digest_begin(&list);
 	pack_model(&p, &m);
-	l->pack_bytes = p.bytes;
+	digest_end(&list, l->want.plan);
+	l->want.data_bytes = p.bytes;
 	free(m.layers);
 	return p.r;
 }
@@ -172,14 +183,14 @@ static int fit_layers(struct load *l, uint64_t room, struct error *err)
 {
 	int r = 0;
 
-	while (r >= 0 && l->pack_bytes > room && l->n_built > model_packed_min(&l->config.m)) {
+	while (r >= 0 && l->want.data_bytes > room && l->n_built > model_packed_min(&l->config.m)) {
 		l->n_built--;
 		r = check_forward(l, err);
 	}
-	if (r >= 0 && l->pack_bytes > room)
+	if (r >= 0 && l->want.data_bytes > room)
 		return error_set(err, -ENOMEM,
 				 "the weights of %u layers take %.1f GiB: there is room for %.1f",
-				 l->n_built, (double)l->pack_bytes / (1u << 30),
+				 l->n_built, (double)l->want.data_bytes / (1u << 30),
 				 (double)room / (1u << 30));
 	return r;
 }
@@ -208,6 +219,7 @@ int load_open(struct load **ret, const struct files *files, const struct load_op
 	l->n_packed = l->n_built;
 	if (o->room_bytes && weights_are_synthetic(l->weights))
 		l->n_packed = model_packed_min(&l->config.m);
+	l->store = o->store;
 	if (o->n_context)
 		l->config.m.n_context = MIN(l->config.m.n_context, o->n_context);
 	*ret = TAKE_PTR(l);
@@ -219,7 +231,7 @@ struct load_facts load_get_facts(const struct load *l)
 	struct load_facts f = {.config = &l->config,
 			       .entry = l->entry,
 			       .type = l->type,
-			       .pack_bytes = l->pack_bytes,
+			       .pack_bytes = l->want.data_bytes,
 			       .n_built = l->n_built};
 
 	tensors_count(&l->config, &f.n_params, &f.n_params_active);
@@ -280,7 +292,7 @@ void load_digest(struct load *l, uint8_t ret[32])
 	digest_add(&d, "tokenizer.json", l->tokenizer_json, l->tokenizer_bytes);
 	digest_add(&d, "tokenizer_config.json", l->tokenizer_config_json,
 		   l->tokenizer_config_bytes);
-	weights_digest(l->weights, &d);
+	digest_add(&d, "weights", l->content, sizeof(l->content));
 	digest_end(&d, ret);
 }
 
@@ -314,14 +326,16 @@ static uint64_t now_usec(void)
 	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-static int report(struct packing *p, bool now)
+/* A load_progress that passes on as much as LOAD_PROGRESS_USEC allows. */
+static int report(void *ctx, const char *stage, uint64_t done, uint64_t total)
 {
+	struct packing *p = ctx;
 	uint64_t t = now_usec();
 
-	if (!now && t < p->next_report)
+	if (t < p->next_report)
 		return 0;
 	p->next_report = t + LOAD_PROGRESS_USEC;
-	return p->progress ? p->progress(p->ctx, p->stage, p->done, p->total) : 0;
+	return p->progress ? p->progress(p->ctx, stage, done, total) : 0;
 }
 
 static const char *mlp_name(struct rows *rows, uint32_t mat, uint32_t half,
@@ -373,7 +387,7 @@ static int read_row(void *ctx, uint32_t row, float *ret)
 	int r;
 
 	p->done += rows->n_in;
-	r = report(p, false);
+	r = report(p, p->stage, p->done, p->total);
 	if (r < 0)
 		return r;
 	switch (rows->kind) {
@@ -413,7 +427,7 @@ static void pack(struct packing *p, struct k_weight **ret, struct rows rows, uin
 			       .type = type,
 			       .read_row = read_row,
 			       .ctx = &rows};
-	uint64_t bytes;
+	uint64_t bytes, from = p->bytes;
 
 	if (p->r < 0)
 		return;
@@ -421,8 +435,17 @@ static void pack(struct packing *p, struct k_weight **ret, struct rows rows, uin
 	rows.n_out = n_out;
 	rows.n_in = n_in;
 	p->r = kernels_cpu_weight_bytes(&src, &bytes);
-	if (p->r >= 0 && __builtin_add_overflow(p->bytes, bytes, &p->bytes))
+	if (p->r >= 0 && __builtin_add_overflow(from, bytes, &p->bytes))
 		p->r = -EINVAL;
+	if (p->r >= 0 && p->list) {
+		const uint64_t shape[] = {rows.kind, type, n_mat, n_out, n_in, bytes};
+
+		digest_add(p->list, rows.name, shape, sizeof(shape));
+	}
+	if (p->memory)
+		src.memory = p->memory + from;
+	if (p->mapped)
+		src.read_row = NULL;
 	if (p->r >= 0 && p->k)
 		p->r = p->k->weight_pack(p->k, ret, &src);
 	if (p->r < 0 && p->err && !p->err->text[0])
@@ -527,12 +550,50 @@ static void pack_model(struct packing *p, struct model *ret)
 		     m->hidden, sensitive(p->l->type));
 }
 
+int load_map(struct load *l, struct kernels *k, load_progress progress, void *ctx,
+	     struct error *err)
+{
+	struct packing p = {.progress = progress, .ctx = ctx};
+	struct error why = {};
+	int r;
+
+	if (!l->store || l->store->packed_fd < 0)
+		return 0;
+	r = packed_map(&l->packed, l->store->packed_fd, &l->want, k, report, &p, l->content, &why);
+	l->store->mapped = r == 0;
+	if (r == -EBADMSG)
+		l->store->refused = why;
+	else if (r < 0 && err)
+		*err = why;
+	return r == -EBADMSG ? 0 : r < 0 ? r : 1;
+}
+
+/* The weights are there: who they are, and where they are kept for the next start. */
+static int finish(struct packing *p)
+{
+	struct load *l = p->l;
+	struct digest d;
+	int r;
+
+	if (p->mapped)
+		return 0;
+	digest_begin(&d);
+	weights_digest(l->weights, &d);
+	digest_end(&d, l->content);
+	if (!p->memory)
+		return 0;
+	r = packed_finish(&l->packed, &l->want, l->content, p->k, report, p, p->err);
+	l->store->filled = r >= 0;
+	return r;
+}
+
 int load_pack(struct load *l, struct kernels *k, load_progress progress, void *ctx,
 	      struct model *ret, uint64_t *ret_bytes, struct error *err)
 {
 	struct packing p = {.l = l,
 			    .m = &l->config.m,
 			    .k = k,
+			    .mapped = l->packed.map != NULL,
 			    .progress = progress,
 			    .ctx = ctx,
 			    .total = pack_numbers(l),
@@ -541,11 +602,21 @@ int load_pack(struct load *l, struct kernels *k, load_progress progress, void *c
 	p.r = model_init(ret, p.m, k, err);
 	if (p.r < 0)
 		return p.r;
+	/* Without room in a file the weights are packed all the same. */
+	if (!p.mapped && l->store && l->store->new_fd >= 0)
+		packed_make(&l->packed, l->store->new_fd, &l->want, &l->store->not_filled);
+	if (l->packed.map)
+		p.memory = packed_data(&l->packed);
 	pack_model(&p, ret);
 	if (p.r >= 0)
 		p.r = model_cycle(ret, l->n_packed, l->n_built);
 	if (p.r >= 0)
-		p.r = report(&p, true);
-	*ret_bytes = l->pack_bytes;
+		p.r = finish(&p);
+	p.next_report = 0;
+	if (p.r >= 0)
+		p.r = report(&p, p.stage, p.total, p.total);
+	ret->map = TAKE_PTR(l->packed.map);
+	ret->map_bytes = l->packed.shape.total_bytes;
+	*ret_bytes = l->want.data_bytes;
 	return p.r;
 }

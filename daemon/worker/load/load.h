@@ -4,23 +4,34 @@
  *
  *   load_open()   every JSON file and every header, all of it checked; no weight is read
  *   load_image()  geometry and vocabulary into an image builder
- *   load_pack()   the weights, layer by layer, through the kernels
+ *   load_map()    the weights as an earlier start packed them, where there is such a file
+ *   load_pack()   else the weights, layer by layer, through the kernels
  *   load_digest() who the model is; after load_pack()
  *
  * Until load_open() has succeeded no more memory is taken than the small files and headers have,
  * times a constant. Thread: one. */
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/cleanup.h"
+#include "base/error.h"
 #include "layout/channel.h"
 #include "layout/page.h"
 #include "worker/load/config.h"
 
-struct error;
 struct files;
 struct image_builder;
 struct kernels;
 struct load;
+
+/* Files for packed weights, and what became of them. */
+struct load_store {
+	int packed_fd; /* what an earlier start filled, read-only; negative: none */
+	int new_fd;    /* an empty file, to be filled for the next start; negative: none */
+	bool mapped, filled;
+	struct error refused;    /* why packed_fd was not taken */
+	struct error not_filled; /* why new_fd was not */
+};
 
 struct load_options {
 	uint32_t weights; /* enum control_weights */
@@ -30,6 +41,8 @@ struct load_options {
 	 * is only to be measured: as many layers are built as fit into so many bytes, synthetic ones as
 	 * copies of the first of their kind, and the others share their weights (model_cycle()). */
 	uint64_t room_bytes;
+	/* NULL: weights are packed in memory. Else it outlives the load; not together with room_bytes. */
+	struct load_store *store;
 };
 
 /* What can be said of a model before its weights are read. */
@@ -64,6 +77,14 @@ int load_image(struct load *l, struct image_builder *b, struct error *err);
 #define LOAD_PROGRESS_USEC 50000u
 typedef int (*load_progress)(void *ctx, const char *stage, uint64_t done, uint64_t total);
 
+/**
+ * load_map() - take the weights from load_store.packed_fd
+ *
+ * Return: 1: load_pack() will take them. 0: there are none, or they were refused: o->store says why.
+ *         What @progress returned.
+ */
+int load_map(struct load *l, struct kernels *k, load_progress progress, void *ctx,
+	     struct error *err);
 /**
  * load_pack() - make the model
  * @ret: of model_init(); model_done() by the caller, also on failure

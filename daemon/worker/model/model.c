@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -202,6 +203,8 @@ void model_done(struct model *m)
 		free(y->route_bias);
 	}
 	free(m->layers);
+	if (m->map)
+		munmap(m->map, m->map_bytes);
 	*m = (struct model){};
 }
 

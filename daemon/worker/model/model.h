@@ -73,6 +73,8 @@ struct model {
 	uint32_t n_built;      /* layers with weights of their own: n_layers, or model_cycle()'s */
 	struct k_weight *norm; /* [1, hidden] */
 	struct k_weight *head; /* [n_vocab, hidden]; may be the same as embed when tied */
+	void *map; /* where they all lie, if not in memory of their own; NULL: they do not */
+	uint64_t map_bytes;
 };
 
 static inline bool model_layer_is_moe(const struct model_config *c, uint32_t layer)
