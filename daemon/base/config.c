@@ -55,7 +55,7 @@ static const struct key keys[] = {
 	{"sched.queue", KIND_COUNT, FIELD(sched_queue), 1, 1u << 20, NULL,
 	 "sequences that may wait for a slot"},
 	{"worker.weights", KIND_WORD, FIELD(worker_weights), 0, 4, weight_words,
-	 "precision of the weights; auto: as the files have them, bf16 at most; q8, q4: made at load"},
+	 "precision of the weights; auto: as the files have them, bf16 at most; q8, q4: made at the first load"},
 	{"worker.threads", KIND_COUNT, FIELD(worker_threads), 0, 1024, NULL,
 	 "0: one for each core"},
 	{"worker.cpu_mask", KIND_COUNT, FIELD(worker_cpu_mask), 0, UINT32_MAX, NULL,

@@ -367,7 +367,7 @@ static int run(const struct options *o, struct error *err)
 {
 	_cleanup_(fd_closep) int lock = -EBADF;
 	char worker[PATH_MAX];
-	struct error unwatched = {};
+	struct error unwatched = {}, unkept = {};
 	struct io *io = NULL;
 	struct server s;
 	uint32_t n_made;
@@ -387,6 +387,8 @@ static int run(const struct options *o, struct error *err)
 		if (s.state_fd < 0)
 			r = error_set(err, -errno, "--state %.300s: %m", o->state);
 	}
+	if (r == 0 && packed_open(&s, &unkept) < 0)
+		log_warning("packed weights are not kept: %s", error_text(&unkept, 0));
 	if (r == 0)
 		r = open_sockets(&s, o, err);
 	if (r == 0 && pressure_watch(&s, &unwatched) < 0)

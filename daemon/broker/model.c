@@ -44,6 +44,7 @@ int model_new(struct model **ret, struct server *s, const struct config_model *c
 	m->cfg = *cfg;
 	m->state = DSD__STATE__STATE_LOADING;
 	m->worker.pidfd = m->worker.control = -EBADF;
+	m->packed = PACKED_OFFER_NULL;
 	m->used_usec = io_now_usec(s->io);
 	*ret = m;
 	return 0;
@@ -120,6 +121,7 @@ static void drop_channel(struct model *m)
 		io_cancel(m->server->io, channel_result_eventfd(m->channel));
 	m->result_polled = false;
 	m->channel = channel_free(m->channel);
+	packed_withdraw(m);
 }
 
 static void drop_model(struct model *m)
@@ -200,6 +202,7 @@ void model_start(struct model *m)
 		.cpu_mask = cfg->worker_cpu_mask,
 		.n_context = cfg->worker_context,
 	};
+	uint8_t source[HASH_MAC_BYTES];
 	struct error err = {};
 	int r;
 
@@ -214,7 +217,9 @@ void model_start(struct model *m)
 	if (r == 0) {
 		m->starts++;
 		if (!m->server->fake_worker)
-			r = process_send_files(&m->worker, m->cfg.path, &err);
+			r = process_send_files(&m->worker, m->cfg.path, source, &err);
+		if (r == 0 && !m->server->fake_worker)
+			r = packed_offer(m, source, &err);
 	}
 	fault_at(FAULT_WORKER_FILES);
 	if (r == 0) {
@@ -510,6 +515,7 @@ static void on_ready(struct model *m)
 	int r = 0;
 
 	fault_at(FAULT_WORKER_READY);
+	packed_withdraw(m);
 	sched_set_channel(m->sched, m->channel);
 	m->phase = PHASE_RUNNING;
 	if (m->tested)
@@ -544,6 +550,11 @@ static int take_control(struct model *m, const struct control_msg *msg, int fd, 
 				(float)((double)MIN(msg->done, msg->total) / (double)msg->total);
 		tell_progress(m);
 		return 0;
+	case CONTROL_REFUSED:
+		packed_refuse(m, msg->text);
+		return 0;
+	case CONTROL_FILLED:
+		return packed_filled(m, err);
 	case CONTROL_IMAGE:
 		if (m->phase != PHASE_LOADING || m->channel || fd < 0)
 			return error_set(err, -EPROTO, "the worker sent an image out of turn");
@@ -629,7 +640,9 @@ static void describe_death(int status, char *ret, size_t n)
 	if (status > 128)
 		snprintf(ret, n, "the worker was killed by signal %d (%s)%s", status - 128,
 			 sigabbrev_np(status - 128) ?: "?",
-			 status - 128 == SIGSYS ? ": a call that its sandbox forbids" : "");
+			 status - 128 == SIGSYS   ? ": a call that its sandbox forbids"
+			 : status - 128 == SIGBUS ? ": a mapped file ended early or cannot be read"
+						  : "");
 	else
 		snprintf(ret, n, "the worker left with status %d", status);
 }
@@ -646,6 +659,8 @@ void model_on_pid(struct model *m)
 	if (!process_reap(&m->worker, &status))
 		return;
 	drop_channel(m);
+	if (status == 128 + SIGBUS)
+		packed_mistrust(m);
 	describe_death(status, text, sizeof(text));
 	if (m->phase == PHASE_OFF) {
 		/* Told to go; why, was said then. Somebody may have asked for another since. */

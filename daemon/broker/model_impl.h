@@ -4,6 +4,7 @@
  * this. */
 #include "base/error.h"
 #include "broker/model.h"
+#include "broker/packed.h"
 #include "broker/process.h"
 #include "broker/selftest.h"
 #include "broker/watch.h"
@@ -31,7 +32,8 @@ struct model {
 	bool tested;            /* its self-test was passed, or there is none to pass */
 
 	struct process worker;
-	struct watch watch; /* over it */
+	struct watch watch;         /* over it */
+	struct packed_offer packed; /* what it was given */
 	bool result_polled;
 	uint64_t retry_usec; /* 0: none is due */
 	uint64_t used_usec;  /* when a request last asked for it */

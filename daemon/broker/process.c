@@ -117,8 +117,27 @@ static bool wanted_file(const char *name)
 	return n > 12 && strcmp(name + n - 12, ".safetensors") == 0;
 }
 
+/* XOR, so that the order of a directory is of no matter: names in it differ. */
+static void add_source(uint8_t source[HASH_MAC_BYTES], const uint8_t key[HASH_KEY_BYTES],
+		       const char *name, const struct stat *st)
+{
+	const uint64_t numbers[] = {
+		(uint64_t)st->st_dev,          (uint64_t)st->st_ino,
+		(uint64_t)st->st_size,         (uint64_t)st->st_mtim.tv_sec,
+		(uint64_t)st->st_mtim.tv_nsec, (uint64_t)st->st_ctim.tv_sec,
+		(uint64_t)st->st_ctim.tv_nsec,
+	};
+	const struct hash_part parts[] = {
+		{"file", 4}, {name, strlen(name)}, {numbers, sizeof(numbers)}};
+	uint8_t mac[HASH_MAC_BYTES];
+
+	hash_mac(mac, key, parts, N_ELEMENTS(parts));
+	for (unsigned i = 0; i < sizeof(mac); i++)
+		source[i] ^= mac[i];
+}
+
 static int send_file(struct process *p, int dir, const char *name, const char *as,
-		     struct error *err)
+		     uint8_t source[HASH_MAC_BYTES], struct error *err)
 {
 	_cleanup_(fd_closep) int fd =
 		openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -133,11 +152,13 @@ static int send_file(struct process *p, int dir, const char *name, const char *a
 	if (strlen(as) >= sizeof(msg.text))
 		return error_set(err, -ENAMETOOLONG, "%.64s...: the name is too long", as);
 	strcpy(msg.text, as);
+	add_source(source, p->server->packed.key, as, &st);
 	r = process_send(p, &msg, &fd, 1);
 	return r < 0 ? error_set(err, r, "passing %.200s to the worker: %m", name) : 0;
 }
 
-static int send_directory(struct process *p, int fd, const char *path, struct error *err)
+static int send_directory(struct process *p, int fd, const char *path,
+			  uint8_t source[HASH_MAC_BYTES], struct error *err)
 {
 	DIR *dir = fdopendir(fd);
 	uint32_t n = 0;
@@ -155,7 +176,7 @@ static int send_directory(struct process *p, int fd, const char *path, struct er
 		if (++n > FILES_MAX)
 			r = error_set(err, -E2BIG, "%.300s: more than %u files", path, FILES_MAX);
 		else
-			r = send_file(p, dirfd(dir), d->d_name, d->d_name, err);
+			r = send_file(p, dirfd(dir), d->d_name, d->d_name, source, err);
 	}
 	closedir(dir);
 	if (r == 0 && n == 0)
@@ -164,10 +185,13 @@ static int send_directory(struct process *p, int fd, const char *path, struct er
 	return r;
 }
 
-int process_send_files(struct process *p, const char *path, struct error *err)
+int process_send_files(struct process *p, const char *path, uint8_t ret_source[HASH_MAC_BYTES],
+		       struct error *err)
 {
 	struct stat st;
 	int fd;
+
+	memset(ret_source, 0, HASH_MAC_BYTES);
 
 	if (stat(path, &st) < 0)
 		return error_set(err, -errno, "%.300s: %m", path);
@@ -175,10 +199,10 @@ int process_send_files(struct process *p, const char *path, struct error *err)
 		fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		if (fd < 0)
 			return error_set(err, -errno, "%.300s: %m", path);
-		return send_directory(p, fd, path, err);
+		return send_directory(p, fd, path, ret_source, err);
 	}
 	return send_file(p, AT_FDCWD, path, strrchr(path, '/') ? strrchr(path, '/') + 1 : path,
-			 err);
+			 ret_source, err);
 }
 
 /* One descriptor is taken, whatever comes besides is closed: the control buffer's padding holds two. */

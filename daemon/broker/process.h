@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "base/hash.h"
 #include "layout/channel.h"
 
 struct error;
@@ -29,10 +30,12 @@ int process_spawn(struct process *p, struct server *s, struct error *err);
 int process_send(struct process *p, const struct control_msg *msg, const int *fds, size_t n_fds);
 /**
  * process_send_files() - a model's files, read-only
- * @path: a directory in Hugging Face's layout, or one file
+ * @path:       a directory in Hugging Face's layout, or one file
+ * @ret_source: MAC of what the kernel says of the files: the same as long as nobody wrote to them
  * Return: 0; -errno with a sentence that names the file.
  */
-int process_send_files(struct process *p, const char *path, struct error *err);
+int process_send_files(struct process *p, const char *path, uint8_t ret_source[HASH_MAC_BYTES],
+		       struct error *err);
 /**
  * process_recv() - one message, if one is there; its text is printable and ends
  * @ret_fd: the descriptor that came along, the caller's from then on; else -EBADF

@@ -136,6 +136,7 @@ int server_init(struct server *s, struct io *io, const struct config *cfg, const
 		.started_usec = io_now_usec(io),
 		.signal_fd = -EBADF,
 		.state_fd = -EBADF,
+		.packed = {.dir_fd = -EBADF},
 		.wake_usec = UINT64_MAX,
 		.pressure = PRESSURE_NULL,
 	};
@@ -159,8 +160,9 @@ void server_done(struct server *s)
 	for (uint32_t i = 0; i < s->conns.n_alloc; i++)
 		if (s->conns.items[i])
 			conn_kill(s->conns.items[i]);
-	/* Operations in flight end with their events; encodings too. */
-	for (unsigned k = 0; k < 1000 && (s->conns.n_used || s->requests.n_used); k++) {
+	/* Operations in flight end with their events; what the second thread does too. */
+	for (unsigned k = 0; k < 1000 && (s->conns.n_used || s->requests.n_used || s->packed.jobs);
+	     k++) {
 		struct io_event ev[EVENTS];
 		int n = io_wait(s->io, ev, EVENTS, io_now_usec(s->io) + 10000);
 
@@ -176,6 +178,8 @@ void server_done(struct server *s)
 			else if (tag_class(ev[i].tag) == TAG_REQUEST &&
 				 (item = table_get(&s->requests, ev[i].tag)))
 				request_on_encoded(item);
+			else if (tag_class(ev[i].tag) == TAG_PACKED)
+				packed_on_done(s, (uint32_t)ev[i].tag);
 		}
 		conn_flush_all(s);
 	}
@@ -183,6 +187,7 @@ void server_done(struct server *s)
 	for (uint32_t i = 0; i < s->n_models; i++)
 		model_free(s->models[i]);
 	store_done(&s->store);
+	packed_close(s);
 	for (uint32_t i = 0; i < s->n_listeners; i++)
 		fd_close(s->listeners[i].fd);
 	fd_close(s->signal_fd);
@@ -361,6 +366,9 @@ static void on_event(struct server *s, const struct io_event *ev)
 		for (uint32_t k = 0; k < s->n_models; k++)
 			if (model_on_tag(s->models[k], (uint32_t)ev->tag))
 				break;
+		break;
+	case TAG_PACKED:
+		packed_on_done(s, (uint32_t)ev->tag);
 		break;
 	case TAG_PRESSURE:
 		pressure_on_event(s);

@@ -8,6 +8,7 @@
 #include "base/config.h"
 #include "base/hash.h"
 #include "broker/notify.h"
+#include "broker/packed.h"
 #include "broker/pressure.h"
 #include "broker/proto.h"
 #include "broker/store.h"
@@ -34,6 +35,7 @@ enum tag_class {
 	TAG_WORKER_CONTROL,
 	TAG_WORKER_RESULT,
 	TAG_POOL,
+	TAG_PACKED,
 	TAG_SIGNAL,
 	TAG_PRESSURE
 };
@@ -76,6 +78,7 @@ struct server {
 	struct quota *quota;
 	uint8_t key[HASH_KEY_BYTES]; /* of this boot: domains, chains and tags */
 	struct store store;
+	struct packed_store packed;
 	const char *worker_path;
 	bool fake_worker;
 	uint64_t started_usec;

@@ -117,6 +117,35 @@ def test_restart_and_kill_give_a_new_daemon_on_the_same_socket(service):
     assert os.stat(service.path("/run/dsd/dsd.sock")).st_ino == inode
 
 
+def test_packed_weights_are_kept_in_the_cache_directory(service):
+    """An unnamed file there, filled by the worker and named by the broker, under all that the unit forbids."""
+    conf = service.path("/etc/dsd/dsd.conf.d/weights.conf")
+    os.makedirs(os.path.dirname(conf), exist_ok=True)
+    with open(conf, "w") as f:
+        f.write("[worker]\nweights = q4\n")
+
+    def restart():
+        service.run("systemctl", "reset-failed", "dsd.service")  # and what it counts against StartLimitBurst=
+        service.run("systemctl", "restart", "dsd.service")
+
+    try:
+        texts = []
+        for _ in range(2):
+            restart()
+            texts.append(ask(service).stdout)
+        said = [e["MESSAGE"] for e in service.journal() if "of weights" in e["MESSAGE"]][-2:]
+        assert "packed, and kept for the next start" in said[0] and "mapped as packed earlier" in said[1], said
+        assert texts[0] == texts[1] and len(texts[0]) > 5
+        owner = service.run("stat", "-c", "%U %a", "/var/cache/dsd/packed").stdout.split()
+        assert owner == ["_dsd", "700"]
+        assert len(os.listdir(service.path("/var/cache/dsd/packed"))) == 1
+    finally:
+        os.unlink(conf)
+        restart()
+        service.run("systemctl", "reset-failed", "dsd.service")
+        ping(service)
+
+
 def test_a_reload_is_answered_by_a_new_worker_and_streams_go_on(service):
     n = 300
     want = boxes.undisturbed(service, n)
