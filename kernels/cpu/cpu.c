@@ -197,8 +197,10 @@ static const struct cpu_isa *cpu_isa_pick(uint32_t mask)
 #ifdef K_HAVE_X86
 	uint32_t cpu = kernels_cpu_detect() & mask;
 
+	if (cpu & K_CPU_AVX512 && cpu & K_CPU_VNNI)
+		return cpu & K_CPU_BF16 ? &cpu_isa_bf16 : &cpu_isa_vnni;
 	if (cpu & K_CPU_AVX512)
-		return cpu & K_CPU_VNNI ? &cpu_isa_vnni : &cpu_isa_avx512;
+		return &cpu_isa_avx512;
 	if (cpu & K_CPU_AVX2)
 		return &cpu_isa_avx2;
 #else

@@ -67,6 +67,31 @@ struct softmax_tile {
 	float scale;
 	float *max, *sum;  /* [n_lanes]: running; -inf and 0 before the first tile */
 	float *correction; /* [n_lanes]: factor for what was added up under the old maximum */
+	bool bf16; /* what comes out, and is summed, are numbers of bf16 for struct mla_tile */
+};
+
+/* Attention of up to MLA_HEADS heads over a tile of the cache whose rows are bf16, without making f32 rows
+ * of it: queries and weights are bf16 numbers too. Two neighbours of a sum are a pair, the second is
+ * added first, each by a fused multiply-add in f32: what VDPBF16PS does. That instruction
+ * takes subnormal numbers for zeros, so the cache, the queries and the weights hold none below
+ * MLA_SMALLEST: then all sums are zero or multiples of its square's last place, far above. */
+#define MLA_HEADS    16u
+#define MLA_SMALLEST 0x1p-50f
+#define MLA_COLUMNS  32u
+
+struct mla_tile {
+	const uint16_t *rows; /* [n_pos][row_step], the latent first */
+	size_t row_step;      /* >= 2 * n_pairs, >= n_cols */
+	const void *next;     /* will be read after this tile */
+	uint32_t n_pos;       /* even */
+	uint32_t n_pairs;     /* of a row and a query */
+	uint32_t n_cols;      /* of the values: a multiple of MLA_COLUMNS */
+	uint32_t n_heads;     /* of the values; scores are of MLA_HEADS */
+	const uint32_t *q;    /* [n_pairs][MLA_HEADS]: the pair's second number in the upper half */
+	float *s; /* [n_pos][MLA_HEADS]: scores out; weights in, each a number of bf16 */
+	const float *correction; /* [n_heads] */
+	float *acc;              /* [n_heads][acc_step] = acc * correction + weights^T rows */
+	size_t acc_step;
 };
 
 struct cpu_isa {
@@ -85,6 +110,8 @@ struct cpu_isa {
 	void (*exp)(float *y, const float *x, float max, float t, uint32_t n);
 	void (*softmax_tile)(const struct softmax_tile *s);
 	void (*load_bf16)(float *y, const uint16_t *x, uint32_t n);
+	void (*mla_scores_bf16)(const struct mla_tile *t);
+	void (*mla_values_bf16)(const struct mla_tile *t);
 	void (*tile_q8)(const struct q_tile *t);
 	void (*tile_q4)(const struct q_tile *t);
 	/* n numbers into q_groups(n) groups */
@@ -102,11 +129,22 @@ void linear_tile_bf16_avx2(const struct tile *t);
 void linear_tile_f32_avx512(const struct tile *t);
 void linear_tile_bf16_avx512(const struct tile *t);
 
+/* The tile's two products, in mla_tile.c (the reference) and beside it. */
+void mla_scores_bf16_scalar(const struct mla_tile *t);
+void mla_values_bf16_scalar(const struct mla_tile *t);
+void mla_scores_bf16_avx2(const struct mla_tile *t);
+void mla_values_bf16_avx2(const struct mla_tile *t);
+void mla_scores_bf16_avx512(const struct mla_tile *t);
+void mla_values_bf16_avx512(const struct mla_tile *t);
+void mla_scores_bf16_bf16(const struct mla_tile *t);
+void mla_values_bf16_bf16(const struct mla_tile *t);
+
 extern const struct cpu_isa cpu_isa_scalar;
 #ifdef K_HAVE_X86
 extern const struct cpu_isa cpu_isa_avx2;
 extern const struct cpu_isa cpu_isa_avx512;
 extern const struct cpu_isa cpu_isa_vnni; /* AVX-512 with VNNI */
+extern const struct cpu_isa cpu_isa_bf16; /* and with BF16 */
 #endif
 
 /* Memory that operations work in: grows to the largest step seen and stays. */

@@ -12,6 +12,7 @@
  * loaded once for all lanes and nothing is summed across a vector. */
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 #include "cpu.h"
@@ -38,6 +39,12 @@ static inline void mla_load_tile(const struct cpu *c, const uint32_t *pages, uin
 		else
 			memcpy(ret + i * stride, row, width * sizeof(*ret));
 	}
+}
+
+/* As struct mla_tile wants its numbers. */
+static inline uint16_t mla_bf16(float x)
+{
+	return fabsf(x) < MLA_SMALLEST ? 0 : bf16_from_f32(x);
 }
 
 /* Whether the pool holds rows of this attention; if not, the step has failed. */

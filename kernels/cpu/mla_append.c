@@ -39,7 +39,7 @@ static void append_row(const struct append_job *j, uint32_t row, const struct k_
 		return;
 	}
 	for (uint32_t i = 0; i < width; i++)
-		((uint16_t *)entry)[i] = bf16_from_f32(kv[i]);
+		((uint16_t *)entry)[i] = mla_bf16(kv[i]);
 }
 
 static void append_part(void *ctx, uint32_t thread, uint32_t n_threads)

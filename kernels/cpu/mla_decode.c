@@ -11,10 +11,8 @@
  * partial sums of a long context stay small. */
 #include "mla.h"
 
-#include <math.h>
-
-#define DECODE_ROWS 64u /* rows at a time: bounds the latent queries */
-#define GROUP       16u /* heads of a unit */
+#define DECODE_ROWS 64u       /* rows at a time: bounds the latent queries */
+#define GROUP       MLA_HEADS /* heads of a unit */
 #define SPAN_TILES  8u
 #define SCORE_RUN   256u /* of K: the queries of a run stay in L1 */
 #define WAVE_MIN    64u  /* units */
@@ -33,13 +31,13 @@ struct decode_job {
 	const struct k_mla *m;
 	uint32_t stream, n_rows, n_groups;
 	uint32_t n_units, wave, n_wave; /* first unit and number of units of this wave */
-	size_t tile_stride;
+	size_t tile_stride, copy_step, acc_stride;
 	struct decode_row rows[DECODE_ROWS];
 	const float **x; /* [n_heads][n_rows] row pointers of the two head products */
 	float **y;
 	float *ql;        /* [n_rows][n_heads][rank], then the merged latents */
 	float *max, *sum; /* [n_rows][n_groups][GROUP], merged */
-	float *part;      /* [n_wave][GROUP][rank], then [n_wave][2][GROUP] max and sum */
+	float *part;      /* [n_wave][GROUP][acc_stride], then [n_wave][2][GROUP] max and sum */
 	float *part_max;
 	float *threads;
 	size_t thread_floats;
@@ -104,8 +102,41 @@ static void heads_product(struct decode_job *j, const struct k_weight *w)
 			    &hj);
 }
 
+static const float *latent_query(const struct decode_job *j, const struct unit *u, uint32_t h)
+{
+	return latents(j, u->i, u->group * GROUP + h);
+}
+
+static const float *rope_query(const struct decode_job *j, const struct unit *u, uint32_t h)
+{
+	const struct k_mla *m = j->m;
+
+	return buffer_row(j->q, u->row->row) +
+	       (size_t)(u->group * GROUP + h) * (m->nope + m->rope) + m->nope;
+}
+
+/* What a unit has beside its sums. */
+struct attend {
+	float *s, *max, *sum, *acc; /* acc [GROUP][acc_stride] */
+	float correction[GROUP];
+	uint32_t n_heads;
+	void *scratch; /* of the entry's form */
+};
+
+static void attend_softmax(const struct decode_job *j, struct attend *a, uint32_t n, bool bf16)
+{
+	uint32_t n_valid[GROUP];
+	struct softmax_tile st = {
+		a->s, n, GROUP, n_valid, j->m->scale, a->max, a->sum, a->correction, bf16,
+	};
+
+	for (uint32_t h = 0; h < GROUP; h++)
+		n_valid[h] = n;
+	j->c->isa.softmax_tile(&st);
+}
+
 /* queries[d][GROUP]: latent then rope, heads that do not exist are 0. */
-static void pack_queries(const struct decode_job *j, const struct unit *u, float *queries)
+static void pack_f32(const struct decode_job *j, const struct unit *u, float *queries)
 {
 	const struct k_mla *m = j->m;
 	uint32_t n = group_heads(j, u->group);
@@ -113,10 +144,7 @@ static void pack_queries(const struct decode_job *j, const struct unit *u, float
 	if (n < GROUP)
 		memset(queries, 0, (size_t)(m->rank + m->rope) * GROUP * sizeof(*queries));
 	for (uint32_t h = 0; h < n; h++) {
-		uint32_t head = u->group * GROUP + h;
-		const float *ql = latents(j, u->i, head);
-		const float *rope =
-			buffer_row(j->q, u->row->row) + head * (m->nope + m->rope) + m->nope;
+		const float *ql = latent_query(j, u, h), *rope = rope_query(j, u, h);
 
 		for (uint32_t i = 0; i < m->rank; i++)
 			queries[(size_t)i * GROUP + h] = ql[i];
@@ -125,35 +153,25 @@ static void pack_queries(const struct decode_job *j, const struct unit *u, float
 	}
 }
 
-static void attend_unit(const struct decode_job *j, const struct unit *u, uint32_t slot,
-			float *scratch)
+/* Positions [begin, end) over f32 rows made of the tile's. */
+static void attend_f32(const struct decode_job *j, const struct unit *u, struct attend *a,
+		       uint32_t begin, uint32_t end)
 {
 	const struct k_mla *m = j->m;
-	uint32_t width = m->rank + m->rope, n_heads = group_heads(j, u->group);
-	float *tile = scratch, *queries = tile + K_TILE_POSITIONS * j->tile_stride;
-	float *s = queries + (size_t)width * GROUP;
-	float *acc = j->part + (size_t)slot * GROUP * m->rank;
-	float *max = j->part_max + (size_t)slot * 2 * GROUP, *sum = max + GROUP;
-	uint32_t begin = u->span * SPAN_TILES * K_TILE_POSITIONS;
-	uint32_t end = begin + SPAN_TILES * K_TILE_POSITIONS;
+	uint32_t width = m->rank + m->rope;
+	float *tile = a->scratch, *queries = tile + K_TILE_POSITIONS * j->tile_stride;
 	const float *tile_rows[K_TILE_POSITIONS], *weights[GROUP];
-	float *score_rows[K_TILE_POSITIONS], *acc_rows[GROUP], correction[GROUP];
-	uint32_t n_valid[GROUP];
+	float *score_rows[K_TILE_POSITIONS], *acc_rows[GROUP];
 
-	if (end > u->row->n_pos)
-		end = u->row->n_pos;
 	for (uint32_t i = 0; i < K_TILE_POSITIONS; i++) {
 		tile_rows[i] = tile + i * j->tile_stride;
-		score_rows[i] = s + i * GROUP;
+		score_rows[i] = a->s + i * GROUP;
 	}
 	for (uint32_t h = 0; h < GROUP; h++) {
-		weights[h] = s + h;
-		acc_rows[h] = acc + h * m->rank;
-		max[h] = -INFINITY;
-		sum[h] = 0.0f;
+		weights[h] = a->s + h;
+		acc_rows[h] = a->acc + h * j->acc_stride;
 	}
-	memset(acc, 0, (size_t)GROUP * m->rank * sizeof(*acc));
-	pack_queries(j, u, queries);
+	pack_f32(j, u, queries);
 	for (uint32_t pos = begin; pos < end; pos += K_TILE_POSITIONS) {
 		uint32_t n = end - pos < K_TILE_POSITIONS ? end - pos : K_TILE_POSITIONS;
 		struct tile qk = {
@@ -164,21 +182,18 @@ static void attend_unit(const struct decode_job *j, const struct unit *u, uint32
 			.n_rows = n,
 			.n_cols = GROUP,
 		};
-		struct softmax_tile st = {s, n, GROUP, n_valid, m->scale, max, sum, correction};
 		struct tile pv = {
 			.x = weights,
 			.y = acc_rows,
 			.x_step = GROUP,
 			.w = tile,
 			.w_step = j->tile_stride,
-			.n_rows = n_heads,
+			.n_rows = a->n_heads,
 			.n_cols = m->rank,
 			.n_k = n,
 			.accumulate = true,
 		};
 
-		for (uint32_t h = 0; h < GROUP; h++)
-			n_valid[h] = n;
 		mla_load_tile(j->c, u->row->pages, j->stream, pos, n, width, tile, j->tile_stride);
 		for (uint32_t k = 0; k < width; k += SCORE_RUN) {
 			qk.n_k = width - k < SCORE_RUN ? width - k : SCORE_RUN;
@@ -187,12 +202,110 @@ static void attend_unit(const struct decode_job *j, const struct unit *u, uint32
 			qk.accumulate = k > 0;
 			j->c->isa.tile_f32(&qk);
 		}
-		j->c->isa.softmax_tile(&st);
-		for (uint32_t h = 0; h < n_heads; h++)
-			if (correction[h] != 1.0f)
-				j->c->isa.scale(acc_rows[h], correction[h], m->rank);
+		attend_softmax(j, a, n, false);
+		for (uint32_t h = 0; h < a->n_heads; h++)
+			if (a->correction[h] != 1.0f)
+				j->c->isa.scale(acc_rows[h], a->correction[h], m->rank);
 		j->c->isa.tile_f32(&pv);
 	}
+}
+
+/* queries[pair][GROUP] of bf16 numbers. */
+static void pack_bf16(const struct decode_job *j, const struct unit *u, uint32_t *queries)
+{
+	const struct k_mla *m = j->m;
+	uint32_t n = group_heads(j, u->group), width = m->rank + m->rope;
+
+	memset(queries, 0, (size_t)(width + 1) / 2 * GROUP * sizeof(*queries));
+	for (uint32_t h = 0; h < n; h++) {
+		const float *ql = latent_query(j, u, h), *rope = rope_query(j, u, h);
+
+		for (uint32_t i = 0; i < width; i++) {
+			uint32_t x = mla_bf16(i < m->rank ? ql[i] : rope[i - m->rank]);
+
+			queries[(size_t)i / 2 * GROUP + h] |= x << (i % 2 * 16);
+		}
+	}
+}
+
+/* The tile where it lies, or, where positions or numbers are odd or the rows short, a copy with zeros after
+ * them. */
+static void place_tile(const struct decode_job *j, const struct unit *u, uint32_t pos, uint32_t n,
+		       uint16_t *copy, struct mla_tile *t)
+{
+	uint32_t width = j->m->rank + j->m->rope, next = pos + K_TILE_POSITIONS;
+	const uint8_t *row = mla_pool_row(&j->c->pool, u->row->pages, pos, j->stream);
+
+	t->n_pos = (n + 1) / 2 * 2;
+	t->next = next < u->row->n_pos ? mla_pool_row(&j->c->pool, u->row->pages, next, j->stream)
+				       : row;
+	t->rows = (const uint16_t *)row;
+	t->row_step = width;
+	if (n % 2 == 0 && width % 2 == 0 && t->n_cols <= width)
+		return;
+	t->rows = copy;
+	t->row_step = j->copy_step;
+	memset(copy, 0, t->n_pos * j->copy_step * sizeof(*copy));
+	for (uint32_t i = 0; i < n; i++)
+		memcpy(copy + i * j->copy_step, row + (size_t)i * j->c->pool.row_bytes,
+		       width * sizeof(*copy));
+}
+
+static void attend_bf16(const struct decode_job *j, const struct unit *u, struct attend *a,
+			uint32_t begin, uint32_t end)
+{
+	uint32_t n_pairs = (j->m->rank + j->m->rope + 1) / 2;
+	uint32_t *queries = a->scratch;
+	uint16_t *copy = (uint16_t *)(queries + (size_t)n_pairs * GROUP);
+	struct mla_tile t = {
+		.n_pairs = n_pairs,
+		.n_cols = (j->m->rank + MLA_COLUMNS - 1) / MLA_COLUMNS * MLA_COLUMNS,
+		.n_heads = a->n_heads,
+		.q = queries,
+		.s = a->s,
+		.correction = a->correction,
+		.acc = a->acc,
+		.acc_step = j->acc_stride,
+	};
+
+	pack_bf16(j, u, queries);
+	for (uint32_t pos = begin; pos < end; pos += K_TILE_POSITIONS) {
+		uint32_t n = end - pos < K_TILE_POSITIONS ? end - pos : K_TILE_POSITIONS;
+
+		place_tile(j, u, pos, n, copy, &t);
+		j->c->isa.mla_scores_bf16(&t);
+		attend_softmax(j, a, n, true);
+		if (n < t.n_pos)
+			memset(a->s + n * GROUP, 0, GROUP * sizeof(*a->s));
+		j->c->isa.mla_values_bf16(&t);
+	}
+}
+
+static void attend_unit(const struct decode_job *j, const struct unit *u, uint32_t slot,
+			float *scratch)
+{
+	struct attend a = {
+		.s = scratch,
+		.max = j->part_max + (size_t)slot * 2 * GROUP,
+		.sum = j->part_max + (size_t)slot * 2 * GROUP + GROUP,
+		.acc = j->part + (size_t)slot * GROUP * j->acc_stride,
+		.n_heads = group_heads(j, u->group),
+		.scratch = scratch + K_TILE_POSITIONS * GROUP,
+	};
+	uint32_t begin = u->span * SPAN_TILES * K_TILE_POSITIONS;
+	uint32_t end = begin + SPAN_TILES * K_TILE_POSITIONS;
+
+	if (end > u->row->n_pos)
+		end = u->row->n_pos;
+	for (uint32_t h = 0; h < GROUP; h++) {
+		a.max[h] = -INFINITY;
+		a.sum[h] = 0.0f;
+	}
+	memset(a.acc, 0, GROUP * j->acc_stride * sizeof(*a.acc));
+	if (j->c->pool.entry == K_ENTRY_BF16)
+		attend_bf16(j, u, &a, begin, end);
+	else
+		attend_f32(j, u, &a, begin, end);
 }
 
 static void attend_part(void *ctx, uint32_t thread, uint32_t n_threads)
@@ -234,7 +347,7 @@ static void merge_part(void *ctx, uint32_t thread, uint32_t n_threads)
 		if ((u.i * j->n_groups + u.group) % n_threads != thread)
 			continue;
 		for (uint32_t h = 0; h < group_heads(j, u.group); h++) {
-			const float *part = j->part + ((size_t)i * GROUP + h) * rank;
+			const float *part = j->part + ((size_t)i * GROUP + h) * j->acc_stride;
 			const float *part_max = j->part_max + (size_t)i * 2 * GROUP + h;
 			float *merged = latents(j, u.i, u.group * GROUP + h) +
 					(size_t)j->n_rows * j->m->n_heads * rank;
@@ -267,19 +380,23 @@ static bool decode_scratch(struct decode_job *j)
 		wave = j->n_units;
 	j->n_wave = (uint32_t)wave;
 	j->tile_stride = cpu_row_stride(width + 16); /* the last columns' load goes past the row */
-	j->thread_floats = K_TILE_POSITIONS * (j->tile_stride + GROUP) + (size_t)width * GROUP + 64;
+	j->copy_step = cpu_row_stride(width + MLA_COLUMNS);
+	j->acc_stride = cpu_row_stride(m->rank + MLA_COLUMNS);
+	/* scores, then a tile of either form and its queries */
+	j->thread_floats = cpu_row_stride(K_TILE_POSITIONS * (j->tile_stride + GROUP) +
+					  (size_t)(width + 1) * GROUP + 64);
 	j->x = cpu_scratch(j->c, SCRATCH_ROWS,
 			   2 * (uint64_t)m->n_heads * DECODE_ROWS * sizeof(*j->x));
 	j->ql = cpu_scratch(j->c, SCRATCH_A, 2 * heads * m->rank * sizeof(float));
 	j->max = cpu_scratch(j->c, SCRATCH_B, 2 * sums * sizeof(float));
-	j->part = cpu_scratch(j->c, SCRATCH_C, wave * GROUP * (m->rank + 2) * sizeof(float));
+	j->part = cpu_scratch(j->c, SCRATCH_C, wave * GROUP * (j->acc_stride + 2) * sizeof(float));
 	j->threads = cpu_scratch(j->c, SCRATCH_THREADS,
 				 j->c->n_threads * j->thread_floats * sizeof(float));
 	if (!j->x || !j->ql || !j->max || !j->part || !j->threads)
 		return false;
 	j->y = (float **)(j->x + (size_t)m->n_heads * DECODE_ROWS);
 	j->sum = j->max + sums;
-	j->part_max = j->part + wave * GROUP * m->rank;
+	j->part_max = j->part + wave * GROUP * j->acc_stride;
 	return true;
 }
 

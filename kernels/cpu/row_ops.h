@@ -100,6 +100,15 @@ static void exp_row(float *y, const float *x, float max, float t, uint32_t n)
 			  n - i);
 }
 
+/* To the eight bits of a bf16 number; 0 <= x <= 1 or NaN. Source: Dekker, "A floating-point technique for
+ * extending the available precision" (1971). */
+static inline v16 to_bf16(v16 x)
+{
+	v16 t = v_mul(x, v_set(0x1.0001p16f)), upper = v_sub(t, v_sub(t, x));
+
+	return v_where_less(x, v_set(MLA_SMALLEST), v_set(0.0f), upper);
+}
+
 static void softmax_tile(const struct softmax_tile *a)
 {
 	const v16 hidden = v_set(-INFINITY);
@@ -124,6 +133,8 @@ static void softmax_tile(const struct softmax_tile *a)
 			float *s = a->s + j * a->n_lanes + lane;
 			v16 p = v_exp(v_sub(v_load(s), max));
 
+			if (a->bf16)
+				p = to_bf16(p);
 			sum = v_add(sum, p);
 			v_store(s, p);
 		}

@@ -10,6 +10,8 @@ const struct cpu_isa cpu_isa_scalar = {
 	.tile_bf16 = linear_tile_bf16_scalar,
 	.tile_q8 = quant_tile_q8_scalar,
 	.tile_q4 = quant_tile_q4_scalar,
+	.mla_scores_bf16 = mla_scores_bf16_scalar,
+	.mla_values_bf16 = mla_values_bf16_scalar,
 	ROW_OPS,
 	QUANT_OPS,
 };

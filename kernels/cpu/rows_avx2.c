@@ -10,6 +10,8 @@ const struct cpu_isa cpu_isa_avx2 = {
 	.tile_bf16 = linear_tile_bf16_avx2,
 	.tile_q8 = quant_tile_q8_avx2,
 	.tile_q4 = quant_tile_q4_avx2,
+	.mla_scores_bf16 = mla_scores_bf16_avx2,
+	.mla_values_bf16 = mla_values_bf16_avx2,
 	ROW_OPS,
 	QUANT_OPS,
 };

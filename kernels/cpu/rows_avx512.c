@@ -10,6 +10,8 @@ const struct cpu_isa cpu_isa_avx512 = {
 	.tile_bf16 = linear_tile_bf16_avx512,
 	.tile_q8 = quant_tile_q8_avx2,
 	.tile_q4 = quant_tile_q4_avx2,
+	.mla_scores_bf16 = mla_scores_bf16_avx512,
+	.mla_values_bf16 = mla_values_bf16_avx512,
 	ROW_OPS,
 	QUANT_OPS,
 };
@@ -20,6 +22,20 @@ const struct cpu_isa cpu_isa_vnni = {
 	.tile_bf16 = linear_tile_bf16_avx512,
 	.tile_q8 = quant_tile_q8_vnni,
 	.tile_q4 = quant_tile_q4_vnni,
+	.mla_scores_bf16 = mla_scores_bf16_avx512,
+	.mla_values_bf16 = mla_values_bf16_avx512,
+	ROW_OPS,
+	QUANT_OPS,
+};
+
+const struct cpu_isa cpu_isa_bf16 = {
+	.name = "cpu-avx512-vnni-bf16",
+	.tile_f32 = linear_tile_f32_avx512,
+	.tile_bf16 = linear_tile_bf16_avx512,
+	.tile_q8 = quant_tile_q8_vnni,
+	.tile_q4 = quant_tile_q4_vnni,
+	.mla_scores_bf16 = mla_scores_bf16_bf16,
+	.mla_values_bf16 = mla_values_bf16_bf16,
 	ROW_OPS,
 	QUANT_OPS,
 };

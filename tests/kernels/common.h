@@ -31,6 +31,7 @@ static const struct variant variants[] = {
 	{"avx2", K_CPU_AVX2, &cpu_isa_avx2},
 	{"avx512", K_CPU_AVX512, &cpu_isa_avx512},
 	{"vnni", K_CPU_AVX512 | K_CPU_VNNI, &cpu_isa_vnni},
+	{"bf16", K_CPU_AVX512 | K_CPU_VNNI | K_CPU_BF16, &cpu_isa_bf16},
 #endif
 };
 

@@ -1,6 +1,6 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The AVX-512 intrinsics that quant_vnni.c uses, one lane after the other as Intel's pseudocode has them,
+/* The AVX-512 intrinsics that quant_vnni.c and mla_tile_*.c use, one lane after the other as Intel's pseudocode has them,
  * so that it can be compared with the reference where the CPU has none. Built under K_EMULATE_AVX512
  * for AVX2; the names of the 512-bit types and functions are taken over by macros. */
 #include <immintrin.h>
@@ -165,29 +165,86 @@ EMU emu_f emu_fmadd_ps(emu_f a, emu_f b, emu_f c)
 		a.f[i] = fmaf(a.f[i], b.f[i], c.f[i]);
 	return a;
 }
+EMU emu_i emu_srli_32(emu_i x, unsigned n)
+{
+	EMU_LANES(uint32_t, 16, x_[i] >> n);
+}
+/* Within each 16 bytes: words @half * 4 .. of x and y take turns. */
+EMU emu_i emu_unpack_16(emu_i x, emu_i y, int half)
+{
+	EMU_TWO(uint16_t, 32,
+		i % 2 ? y_[i / 8 * 8 + half * 4 + i % 8 / 2]
+		      : x_[i / 8 * 8 + half * 4 + i % 8 / 2]);
+}
+EMU emu_i emu_unpacklo_16(emu_i x, emu_i y)
+{
+	return emu_unpack_16(x, y, 0);
+}
+EMU emu_i emu_unpackhi_16(emu_i x, emu_i y)
+{
+	return emu_unpack_16(x, y, 1);
+}
+EMU emu_f emu_permute2_ps(emu_f a, emu_i order, emu_f b)
+{
+	int32_t from[16];
+	emu_f r;
 
-#define __m512i               emu_i
-#define __m512                emu_f
-#define _mm512_loadu_si512    emu_load
-#define _mm512_storeu_si512   emu_store
-#define _mm512_loadu_ps       emu_load_ps
-#define _mm512_storeu_ps      emu_store_ps
-#define _mm512_set1_epi32     emu_set1_32
-#define _mm512_set1_epi16     emu_set1_16
-#define _mm512_set1_epi8      emu_set1_8
-#define _mm512_set4_epi32     emu_set4_32
-#define _mm512_and_si512      emu_and
-#define _mm512_or_si512       emu_or
-#define _mm512_add_epi8       emu_add_8
-#define _mm512_mullo_epi16    emu_mullo_16
-#define _mm512_slli_epi32     emu_slli_32
-#define _mm512_srli_epi16     emu_srli_16
-#define _mm512_srl_epi16      emu_srl_16
-#define _mm512_shuffle_epi8   emu_shuffle_8
-#define _mm512_cvtepu16_epi32 emu_widen_16
-#define _mm512_dpbusd_epi32   emu_dpbusd
-#define _mm512_castsi512_ps   emu_cast_ps
-#define _mm512_cvtepi32_ps    emu_cvt_ps
-#define _mm512_set1_ps        emu_set1_ps
-#define _mm512_mul_ps         emu_mul_ps
-#define _mm512_fmadd_ps       emu_fmadd_ps
+	memcpy(from, &order, sizeof(from));
+	for (int i = 0; i < 16; i++)
+		r.f[i] = (from[i] & 16 ? b : a).f[from[i] & 15];
+	return r;
+}
+EMU float emu_no_subnormal(float x)
+{
+	return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x;
+}
+/* The second of a pair first; subnormal numbers are zeros, going in and coming out. */
+EMU emu_f emu_dpbf16(emu_f sum, emu_i x, emu_i y)
+{
+	uint32_t a[16], b[16];
+
+	memcpy(a, &x, sizeof(a));
+	memcpy(b, &y, sizeof(b));
+	for (int i = 0; i < 32; i++) {
+		uint32_t p = i % 2 ? a[i / 2] << 16 : a[i / 2] & 0xffff0000;
+		uint32_t q = i % 2 ? b[i / 2] << 16 : b[i / 2] & 0xffff0000;
+		float u, v;
+
+		memcpy(&u, &p, sizeof(u));
+		memcpy(&v, &q, sizeof(v));
+		sum.f[i / 2] = emu_no_subnormal(fmaf(emu_no_subnormal(u), emu_no_subnormal(v),
+						     emu_no_subnormal(sum.f[i / 2])));
+	}
+	return sum;
+}
+
+#define __m512i                emu_i
+#define __m512                 emu_f
+#define _mm512_loadu_si512     emu_load
+#define _mm512_storeu_si512    emu_store
+#define _mm512_loadu_ps        emu_load_ps
+#define _mm512_storeu_ps       emu_store_ps
+#define _mm512_set1_epi32      emu_set1_32
+#define _mm512_set1_epi16      emu_set1_16
+#define _mm512_set1_epi8       emu_set1_8
+#define _mm512_set4_epi32      emu_set4_32
+#define _mm512_and_si512       emu_and
+#define _mm512_or_si512        emu_or
+#define _mm512_add_epi8        emu_add_8
+#define _mm512_mullo_epi16     emu_mullo_16
+#define _mm512_slli_epi32      emu_slli_32
+#define _mm512_srli_epi16      emu_srli_16
+#define _mm512_srl_epi16       emu_srl_16
+#define _mm512_shuffle_epi8    emu_shuffle_8
+#define _mm512_cvtepu16_epi32  emu_widen_16
+#define _mm512_dpbusd_epi32    emu_dpbusd
+#define _mm512_castsi512_ps    emu_cast_ps
+#define _mm512_cvtepi32_ps     emu_cvt_ps
+#define _mm512_set1_ps         emu_set1_ps
+#define _mm512_mul_ps          emu_mul_ps
+#define _mm512_fmadd_ps        emu_fmadd_ps
+#define _mm512_srli_epi32      emu_srli_32
+#define _mm512_unpacklo_epi16  emu_unpacklo_16
+#define _mm512_unpackhi_epi16  emu_unpackhi_16
+#define _mm512_permutex2var_ps emu_permute2_ps
+#define _mm512_setzero_ps()    emu_set1_ps(0.0f)

@@ -275,7 +275,7 @@ struct softmax_state {
 
 /* Two tiles of 64 and @last positions; lane l sees l % last + 1 of the last tile. */
 static void softmax_run(const struct cpu_isa *isa, struct softmax_state *a, float *scores,
-			uint32_t last)
+			uint32_t last, bool bf16)
 {
 	uint32_t n_valid[32];
 
@@ -285,8 +285,8 @@ static void softmax_run(const struct cpu_isa *isa, struct softmax_state *a, floa
 	}
 	for (uint32_t tile = 0; tile < 2; tile++) {
 		uint32_t n = tile == 0 ? K_TILE_POSITIONS : last;
-		struct softmax_tile t = {a->s,  n,      32,     n_valid,
-					 0.37f, a->max, a->sum, a->correction};
+		struct softmax_tile t = {a->s,          n,   32, n_valid, 0.37f, a->max, a->sum,
+					 a->correction, bf16};
 
 		for (uint32_t l = 0; l < 32; l++)
 			n_valid[l] = tile == 0 ? n : l % n + 1;
@@ -303,7 +303,7 @@ static void softmax_bits_equal_scalar_and_sums_are_right(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < N_ELEMENTS(lasts); i++) {
-		softmax_run(&cpu_isa_scalar, &want, scores, lasts[i]);
+		softmax_run(&cpu_isa_scalar, &want, scores, lasts[i], false);
 		for (uint32_t l = 0; l < 32; l++) {
 			double max = -1e30, sum = 0;
 
@@ -317,9 +317,42 @@ static void softmax_bits_equal_scalar_and_sums_are_right(void **state)
 				assert_true(want.s[j * 32 + l] ==
 					    0.0f); /* unseen: exactly nothing */
 		}
-		softmax_run(tested->isa, &got, scores, lasts[i]);
+		softmax_run(tested->isa, &got, scores, lasts[i], false);
 		assert_memory_equal(&got, &want, sizeof(want));
 	}
+	free(scores);
+}
+
+/* What is summed is what comes out: numbers of bf16, none near the subnormal ones. */
+static void softmax_of_bf16_is_the_other_rounded(void **state)
+{
+	float *scores = random_array(10, 2 * K_TILE_POSITIONS * 32, 150.0f);
+	static struct softmax_state exact, want, got;
+	bool small = false;
+
+	(void)state;
+	softmax_run(&cpu_isa_scalar, &exact, scores, 64, false);
+	softmax_run(&cpu_isa_scalar, &want, scores, 64, true);
+	for (uint32_t l = 0; l < 32; l++) {
+		double sum = 0;
+
+		for (uint32_t j = 0; j < K_TILE_POSITIONS; j++) {
+			float w = want.s[j * 32 + l], x = exact.s[j * 32 + l];
+
+			assert_true(bf16_to_f32(bf16_from_f32(w)) == w);
+			if (x < MLA_SMALLEST)
+				assert_true(w == 0.0f);
+			else
+				assert_true(fabsf(w - x) <= x * 0x1p-8f);
+			small |= x > 0 && x < MLA_SMALLEST;
+			sum += w;
+		}
+		assert_true(fabs(want.sum[l] - exact.sum[l]) <= exact.sum[l] * 0x1p-8f);
+		assert_true(want.sum[l] >= sum * (1 - 1e-6));
+	}
+	assert_true(small);
+	softmax_run(tested->isa, &got, scores, 64, true);
+	assert_memory_equal(&got, &want, sizeof(want));
 	free(scores);
 }
 
@@ -331,9 +364,11 @@ static void softmax_keeps_a_nan_in_its_lane(void **state)
 
 	(void)state;
 	scores[40 * 32 + 21] = NAN;
-	softmax_run(tested->isa, &a, scores, 64);
-	for (uint32_t l = 0; l < 32; l++)
-		assert_int_equal(isnan(a.sum[l]) != 0, l == 21);
+	for (uint32_t bf16 = 0; bf16 < 2; bf16++) {
+		softmax_run(tested->isa, &a, scores, 64, bf16);
+		for (uint32_t l = 0; l < 32; l++)
+			assert_int_equal(isnan(a.sum[l]) != 0, l == 21);
+	}
 	free(scores);
 }
 
@@ -365,6 +400,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(exp_is_within_two_ulp_everywhere),
 		cmocka_unit_test(exp_bits_equal_scalar_at_the_ends),
 		cmocka_unit_test(softmax_bits_equal_scalar_and_sums_are_right),
+		cmocka_unit_test(softmax_of_bf16_is_the_other_rounded),
 		cmocka_unit_test(softmax_keeps_a_nan_in_its_lane),
 		cmocka_unit_test(bf16_rounds_to_nearest_even),
 	};
