@@ -225,7 +225,8 @@ struct dsc_model_stats {
 	uint32_t kv_bytes_per_token, mha_bytes_per_token, gqa8_bytes_per_token;
 	uint32_t pages_cached; /* not in use, kept for who asks again */
 	uint64_t preemptions;
-	uint32_t pages_published; /* of pages_used: the administrator's prefixes */
+	uint32_t pages_published;       /* of pages_used: the administrator's prefixes */
+	uint64_t params, params_active; /* numbers in the weights; of them, touched for one token */
 };
 
 struct dsc_stats_reply {

@@ -346,6 +346,8 @@ static const struct dsc_model_stats *put_model_stats(struct room *room, const Ds
 		.kv_bytes_per_token = x->kv_bytes_per_token,
 		.mha_bytes_per_token = x->mha_bytes_per_token,
 		.gqa8_bytes_per_token = x->gqa8_bytes_per_token,
+		.params = x->params,
+		.params_active = x->params_active,
 	};
 	return m;
 }

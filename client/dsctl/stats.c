@@ -38,6 +38,8 @@ static struct json_object *json_model(const struct dsc_model_stats *m)
 	json_add(o, "kv_bytes_per_token", json_object_new_int64(m->kv_bytes_per_token));
 	json_add(o, "mha_bytes_per_token", json_object_new_int64(m->mha_bytes_per_token));
 	json_add(o, "gqa8_bytes_per_token", json_object_new_int64(m->gqa8_bytes_per_token));
+	json_add(o, "params", json_object_new_uint64(m->params));
+	json_add(o, "params_active", json_object_new_uint64(m->params_active));
 	return o;
 }
 
@@ -118,6 +120,17 @@ static void kv_text(const struct dsc_model_stats *m, char *ret, size_t n)
 			 100.0 * m->kv_bytes_per_token / m->gqa8_bytes_per_token, gqa);
 }
 
+/* "2.45 G numbers, 15.6% of 15.7 G" */
+static void weights_text(const struct dsc_model_stats *m, char *ret, size_t n)
+{
+	char active[16], all[16];
+
+	count_text((double)m->params_active, active);
+	count_text((double)m->params, all);
+	snprintf(ret, n, "%s numbers, %.3g%% of %s", active,
+		 m->params ? 100.0 * (double)m->params_active / (double)m->params : 0.0, all);
+}
+
 static void model_rows(struct libscols_table *table, const struct dsc_model_stats *m)
 {
 	char text[160], pid[32] = "none";
@@ -149,6 +162,8 @@ static void model_rows(struct libscols_table *table, const struct dsc_model_stat
 	row(table, "  worker", text);
 	kv_text(m, text, sizeof(text));
 	row(table, "  cache per token", text);
+	weights_text(m, text, sizeof(text));
+	row(table, "  weights per token", text);
 }
 
 static int print_table(const struct dsc_stats_reply *st)

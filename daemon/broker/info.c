@@ -105,6 +105,7 @@ void rpc_models(struct conn *c, const Dsd__ClientFrame *frame)
 
 static void fill_stats(Dsd__ModelStats *out, const struct model *m)
 {
+	const struct image *im = model_image(m);
 	struct model_stats st;
 
 	model_get_stats(m, &st);
@@ -131,6 +132,11 @@ static void fill_stats(Dsd__ModelStats *out, const struct model *m)
 	out->mha_bytes_per_token = clamp32(st.mha_bytes_per_token, UINT32_MAX);
 	out->gqa8_bytes_per_token = clamp32(st.gqa8_bytes_per_token, UINT32_MAX);
 	out->worker_pid = (uint64_t)st.worker_pid;
+	if (im) {
+		out->has_params = out->has_params_active = 1;
+		out->params = im->h->n_params;
+		out->params_active = im->h->n_params_active;
+	}
 }
 
 void rpc_stats(struct conn *c, const Dsd__ClientFrame *frame)

@@ -741,15 +741,11 @@ void model_get_stats(const struct model *m, struct model_stats *ret)
 	if (m->sched)
 		sched_get_stats(m->sched, &ret->sched);
 	if (m->pool) {
-		const struct image_header *h = m->image.h;
-
 		ret->pages_total = pool_n_pages(m->pool);
 		ret->pages_used = ret->pages_total - pool_n_available(m->pool);
 		ret->pages_cached = pool_n_cached(m->pool);
 		ret->kv_bytes_per_token = pool_geometry(m->pool)->token_bytes;
-		/* What the same model would cache otherwise, in bf16. */
-		ret->mha_bytes_per_token =
-			2ull * h->n_layers * h->n_heads * (h->qk_nope + h->v_head);
-		ret->gqa8_bytes_per_token = 2ull * h->n_layers * 2 * 8 * 128;
+		ret->mha_bytes_per_token = image_mha_bytes(m->image.h);
+		ret->gqa8_bytes_per_token = image_gqa8_bytes(m->image.h);
 	}
 }

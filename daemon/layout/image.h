@@ -137,6 +137,17 @@ static inline const uint8_t *image_token(const struct image *im, uint32_t id, ui
 /** image_is_eos() - whether @id ends a completion. */
 bool image_is_eos(const struct image *im, uint32_t id);
 
+/* What another attention of the model's size would cache for a token, in bf16: keys and values of all heads, or
+ * those of 8 groups of 128 numbers. Source: DeepSeek-V2 paper, section 2.1.4. */
+static inline uint64_t image_mha_bytes(const struct image_header *h)
+{
+	return UINT64_C(2) * h->n_layers * h->n_heads * (h->qk_nope + h->v_head);
+}
+static inline uint64_t image_gqa8_bytes(const struct image_header *h)
+{
+	return UINT64_C(2) * h->n_layers * 2 * 8 * 128;
+}
+
 /* Writing side (the worker): sections are appended, the header is finished last. */
 struct image_builder {
 	struct image_header h; /* the caller fills the scalars */

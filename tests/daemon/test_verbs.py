@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 from dsdtest import BUILD, Client, Daemon, pb
 from test_reload import SMALL, synthetic
 
+GOLDEN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "golden", "v2-lite-tiny")
 DSCTL = os.path.join(BUILD, "client", "dsctl", "dsctl")
 PREFIX = "a system prompt that everybody of this host begins with. " * 4  # 228 bytes
 
@@ -284,6 +286,25 @@ def test_hits_are_those_of_the_interval(daemon):
     s = c.stats().models[0]
     assert s.cached_tokens == 192
     assert ask(daemon, "stats")["models"][0]["hit_rate"] == pytest.approx(192 / (192 + s.prompt_tokens))
+
+
+@pytest.mark.parametrize("entry,row", [("bf16", 2 * 48), ("f32", 4 * 48)])
+def test_stats_name_what_a_token_costs_and_beside_what(entry, row):
+    """The cache beside MHA's and GQA-8's of the same size, and the weights a token touches; cache rows of 32 + 16."""
+    with Daemon("--set", "pool.entry=" + entry, "--set", "pool.size=16M", fake=False, model=GOLDEN) as d:
+        with open(os.path.join(GOLDEN, "config.json")) as f:
+            c = json.load(f)
+        (s,), (m,) = ask(d, "stats")["models"], ask(d, "models")["models"]
+        layers = c["num_hidden_layers"]
+        mha = 2 * layers * c["num_attention_heads"] * (c["qk_nope_head_dim"] + c["v_head_dim"])
+        gqa = 2 * layers * 2 * 8 * 128
+        assert s["kv_bytes_per_token"] == layers * row
+        assert (s["mha_bytes_per_token"], s["gqa8_bytes_per_token"]) == (mha, gqa)
+        assert 0 < s["params_active"] < s["params"] and all(s[k] == m[k] for k in ("params", "params_active"))
+        text = dsctl(d, "stats").stdout.decode()
+        assert "%.3g%% of MHA in bf16" % (100 * layers * row / mha) in text
+        assert "%.3g%% of GQA-8 in bf16" % (100 * layers * row / gqa) in text
+        assert re.search(r"weights per token .*numbers, %.3g%% of " % (100 * s["params_active"] / s["params"]), text)
 
 
 def test_top_without_a_terminal_prints_lines(daemon):
