@@ -82,6 +82,7 @@ def run(claim):
     from dsdtest import Supervised, pb
 
     n, gaps, cached, restarts = claim.some(DISTURBANCES, least=len(KINDS)), [], 0, 0
+    found = asked = 0
     model = os.path.join(claim.root, "packaging", "starter-model", "model")
     with Supervised("--set", "pool.size=64M", "--set", "worker.threads=1", fake=False, model=model) as d:
         want = [text_of(subprocess.run(ask(claim, d, i), stdout=subprocess.PIPE, check=True).stdout) for i in range(CLIENTS)]
@@ -107,6 +108,7 @@ def run(claim):
                 a = d.client(timeout=60).generate(PROMPT + "Animal 0 said:", max_tokens=1, temperature=0)
                 if a.error is None and d.read_log().count("starts cold") == cold:
                     restarts += 1
+                    found, asked = found + a.usage.cached_tokens, asked + a.started.prompt_tokens
                     cached += a.usage.cached_tokens >= (a.started.prompt_tokens - 1) // 64 * 64 > 0
         for c in clients:
             c.over = True
@@ -129,6 +131,7 @@ def run(claim):
     claim.check("defect" not in log, "the log speaks of a defect")
     claim.figure("disturbances", "%d (%s), %d texts, %d differ" % (n, ", ".join(KINDS), done, wrong))
     claim.figure("served from the adopted pool", "%d of %d first answers after a restart" % (cached, restarts))
+    claim.figure("hit rate of those", "%d of %d prompt tokens" % (found, asked))
     if gaps:
         gaps.sort()
         claim.figure("SIGKILL to the first resumed token", "median %.0f ms, slowest %.0f ms of %d" % (
