@@ -14,6 +14,18 @@
 #include "channel/channel.h"
 #include "pool/pool.h"
 
+/* The youngest that must give way to @q: one behind it; to a suspect anybody, since nobody goes on before it
+ * has. */
+static struct seq *find_victim(const struct sched *s, const struct seq *q)
+{
+	struct seq *victim = s->running.last;
+
+	while (victim && (victim == q ? q->alone_until > 0
+				      : !victim->n_pages || victim->done || victim->yield))
+		victim = victim->prev;
+	return victim == q ? NULL : victim;
+}
+
 /* Pages for the next @n rows of @q, from those who must give way to it if need be. */
 static int reserve_or_preempt(struct sched *s, struct seq *q, uint32_t n)
 {
@@ -25,10 +37,8 @@ static int reserve_or_preempt(struct sched *s, struct seq *q, uint32_t n)
 			return r;
 		if (sched_reclaim(s, NULL))
 			continue;
-		for (victim = s->running.last; victim && victim != q; victim = victim->prev)
-			if (victim->n_pages && !victim->done && !victim->yield)
-				break;
-		if (!victim || victim == q)
+		victim = find_victim(s, q);
+		if (!victim)
 			return -EAGAIN;
 		if (victim->n_in_flight) {
 			victim->yield = true;

@@ -735,6 +735,44 @@ static void a_suspect_is_not_let_go_as_somebody_new(void **state)
 	rig_free(r);
 }
 
+/* Three suspects that lost their pages to somebody urgent, who waits for them: together they want more than
+ * there is. */
+static void a_suspect_takes_its_pages_from_those_who_wait_for_it(void **state)
+{
+	const struct rig_config tight = {
+		.n_pages = 8, .n_slots = 4, .step_tokens = 512, .max_tokens = 512, .queue_max = 16};
+	struct rig *r = rig_new(&tight);
+	struct rig_seq first, pair[2], urgent;
+
+	(void)state;
+	r->priority = SEQ_NORMAL;
+	assert_int_equal(rig_submit(r, &first, 1, 1, 250, 3), 0);
+	sched_run(r->sched);
+	sched_requeue_all(r->sched); /* its worker died */
+	seq_pause(first.seq, true);
+	rig_new_worker(r);
+	for (uint32_t i = 0; i < 2; i++)
+		assert_int_equal(rig_submit(r, &pair[i], 1, 2 + i, 250, 3), 0);
+	sched_run(r->sched);
+	assert_true(rig_next_step_holds(r, &pair[0], 249) && rig_next_step_holds(r, &pair[1], 249));
+	sched_requeue_all(r->sched); /* and theirs */
+	seq_pause(first.seq, false);
+	r->priority = SEQ_INTERACTIVE;
+	assert_int_equal(rig_submit(r, &urgent, 1, 4, 500, 3), 0);
+	rig_new_worker(r);
+	rig_run(r);
+	assert_true(first.ended && pair[0].ended && pair[1].ended && urgent.ended);
+	rig_expect(&first);
+	rig_expect(&pair[0]);
+	rig_expect(&pair[1]);
+	rig_expect(&urgent);
+	assert_int_equal(first.n_out, 3);
+	assert_int_equal(pair[0].n_out, 3);
+	assert_int_equal(pair[1].n_out, 3);
+	assert_int_equal(urgent.n_out, 3);
+	rig_free(r);
+}
+
 static void without_a_worker_sequences_wait(void **state)
 {
 	struct rig *r = rig_new(&roomy);
@@ -906,6 +944,7 @@ int main(void)
 		cmocka_unit_test(a_new_worker_goes_on_where_the_dead_one_was),
 		cmocka_unit_test(who_kills_two_workers_is_quarantined_alone),
 		cmocka_unit_test(a_suspect_is_not_let_go_as_somebody_new),
+		cmocka_unit_test(a_suspect_takes_its_pages_from_those_who_wait_for_it),
 		cmocka_unit_test(without_a_worker_sequences_wait),
 		cmocka_unit_test(rows_of_others_are_never_answered),
 		cmocka_unit_test(random_operations_keep_every_invariant),
