@@ -597,18 +597,19 @@ static int send_part(struct dsc_stream *s, uint32_t part, int64_t now)
 {
 	struct resume *r = s->resume;
 	bool verbatim = !r->started && r->deadline_ms == INT64_MAX;
-	uint8_t *bytes = r->frame;
+	uint8_t *again = NULL, *bytes = r->frame;
 	size_t n = r->frame_bytes;
 	int e = 0;
 
 	if (s->c->out.end - s->c->out.start > DSC_UNSENT_MAX)
 		return -EAGAIN;
-	if (!verbatim)
-		e = pack_again(s, part, now, &bytes, &n);
+	if (!verbatim) {
+		e = pack_again(s, part, now, &again, &n);
+		bytes = again;
+	}
 	if (e == 0)
 		e = dsc_put(s->c, bytes, n, r->fd);
-	if (!verbatim && e != -EMSGSIZE)
-		free(bytes);
+	free(again);
 	if (e < 0) {
 		end_stream(
 			s, e, e == -EMSGSIZE ? DSC_CODE_FRAME_TOO_LARGE : DSC_CODE_NONE,

@@ -29,6 +29,23 @@
 #define BARELY   80  /* bytes said: Hello and Started, no Delta */
 #define MIDWAY   130 /* some of the tokens of an only Generate */
 
+/* ---------------------------------------------------------------- memory that runs out */
+
+/* Of the allocations that hold a frame taken apart, the one that fails while the library works; 0: none. */
+static unsigned arena_fails;
+static bool in_library;
+
+#ifndef __SANITIZE_ADDRESS__ /* has an allocator of its own */
+extern void *__libc_malloc(size_t n);
+
+__attribute__((visibility("default"))) void *malloc(size_t n)
+{
+	if (in_library && n >= WIRE_ARENA_FIXED && arena_fails > 0 && --arena_fails == 0)
+		return NULL;
+	return __libc_malloc(n);
+}
+#endif
+
 /* ---------------------------------------------------------------- the daemon */
 
 struct daemon {
@@ -449,7 +466,9 @@ static void client_step(struct client *k)
 	int ms = dsc_timeout(k->c);
 
 	poll(&p, 1, ms < 0 || ms > 1000 ? 0 : ms < 5 ? ms : 5);
+	in_library = true;
 	dsc_process(k->c);
+	in_library = false;
 	client_take(k);
 }
 
@@ -574,6 +593,37 @@ static void answers_are_the_same_wherever_the_connection_dies(void **state)
 			for (size_t at = 0; at < end; at++)
 				run_all(n, sets[i], at, NEVER);
 		}
+}
+
+/* The request that is to go on is taken apart and put together anew, too. */
+static void a_stream_ends_once_whatever_frame_there_is_no_memory_for(void **state)
+{
+	unsigned n_failed = 0;
+
+	(void)state;
+	for (unsigned fails = 1;; fails++) {
+		struct daemon *d = daemon_new();
+		struct client k;
+		bool failed;
+
+		d->leave_at[0] = MIDWAY;
+		client_connect(&k, d, 0);
+		client_generate(&k, 1, 0, 0);
+		arena_fails = fails;
+		client_run(&k);
+		failed = arena_fails == 0;
+		arena_fails = 0;
+		assert_int_equal(k.n_ends, 1);
+		assert_true(k.error == (failed ? -ENOMEM : 0));
+		client_done(&k);
+		daemon_free(d);
+		n_failed += failed;
+		if (!failed)
+			break;
+	}
+#ifndef __SANITIZE_ADDRESS__
+	assert_true(n_failed > 4);
+#endif
 }
 
 static void answers_are_the_same_when_the_next_connection_dies_too(void **state)
@@ -890,6 +940,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(answers_are_the_same_wherever_the_connection_dies),
+		cmocka_unit_test(a_stream_ends_once_whatever_frame_there_is_no_memory_for),
 		cmocka_unit_test(answers_are_the_same_when_the_next_connection_dies_too),
 		cmocka_unit_test(retryable_request_is_sent_again_on_its_connection),
 		cmocka_unit_test(no_resume_ends_with_the_connection_and_with_retryable),
