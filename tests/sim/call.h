@@ -113,11 +113,13 @@ enum call_size {
 	CALL_VERB   /* an administrator's */
 };
 
+/* ---- think.c ---- */
 /** call_init() - think of a request. */
 void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size);
 void call_done(struct sim *s, struct call *c);
 /** call_heir() - what can go on on another connection of what @c had; NULL: nothing. On the heap. */
 struct call *call_heir(struct call *c);
+/* ---- call.c ---- */
 /** call_send() - as request @id, for the first time or where it was. */
 void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id);
 /** call_on_frame() - Return: whether the request is over; c->waiting: it wants to be sent again at c->due. */

@@ -4,7 +4,8 @@
  *
  *   io.c      the seam: clock, agenda, wires with short reads and short sends, late and reordered answers
  *   worker.c  the process at the other end of the channel: the fake engine, slow, killed, torn
- *   client.c  connections of 8 users and their misbehaviour;  call.c  one request and what it must get
+ *   client.c  connections of 8 users and their misbehaviour
+ *   think.c   what they ask;  call.c  one request and what it must get
  *   verbs.c   what an administrator does, and what users ask about themselves
  *   oracle.c  what the fake model must say, computed a second time
  *   pages.c   what every page holds, as it was seen written
