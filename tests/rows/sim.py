@@ -7,7 +7,7 @@ RATE = 1000  # times real time, on one core
 FAULTS = ["client_death", "connection_lost", "slow_reader", "half_frame", "garbage", "cancel", "deadline", "worker_death",
           "worker_death_loading", "killer", "worker_slow", "worker_lies", "step_refused", "no_numbers", "accept_failed",
           "no_memory", "pool_short"]
-ACTS = ["generate", "chat", "choices", "logprobs", "echo", "echo_logprobs", "stop", "resume", "reuse", "score", "tokenize",
+ACTS = ["generate", "chat", "choices", "logprobs", "echo", "echo_logprobs", "stop", "resume", "resume_choice", "reuse", "repeat", "come_back", "score", "tokenize",
         "detokenize", "session_open", "session_fork", "session_close", "session_use", "session_over", "descriptor", "list", "stats", "models", "cancel_number", "forbidden", "publish", "unpublish", "evict", "find_shared",
         "reload", "drain", "unload", "load"]
 AGAIN = 0.02  # of a day, twice

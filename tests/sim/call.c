@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "layout/page.h"
 #include "worker/fake.h"
 
 #define ATTEMPTS_MAX 100u
@@ -232,7 +233,7 @@ void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id)
 	c->id = id;
 	c->since = s->now;
 	c->due = 0;
-	c->waiting = c->cancelling = c->cancelled = false;
+	c->waiting = c->cancelling = c->cancelled = c->no_numbers = false;
 	c->number = c->cancel_at = 0;
 	c->deaths = s->n_deaths;
 	c->attempts++;
@@ -245,6 +246,10 @@ void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id)
 	else
 		send_others(s, c, l);
 	c->started = false;
+	/* Somebody may publish meanwhile, and what it needs is no longer there. */
+	if (c->huge)
+		sim_push(s, sim_below(s, 2 * SIM_SECOND),
+			 (struct entry){.kind = ENTRY_ADMIN, .index = 1});
 	/* Some change their mind, at any moment. */
 	if (sim_one_in(s, 25))
 		c->due = s->now + sim_below(s, sim_one_in(s, 2) ? 100000 : 3 * SIM_SECOND);
@@ -344,7 +349,10 @@ static void take_finish(struct sim *s, struct call *c, struct call_choice *ch, u
 		right = oracle_next(&ch->at, &p) == FAKE_EOS && !holds_stop(c, ch);
 		break;
 	case DSD__FINISH__FINISH_LENGTH:
-		right = ch->n_tokens == c->max_tokens && !holds_stop(c, ch);
+		/* Or at the end of what the pool holds or the context takes, both whole pages. */
+		right = (ch->n_tokens == c->max_tokens ||
+			 (c->huge && (c->ids.n + ch->n_tokens) % PAGE_TOKENS == 0)) &&
+			!holds_stop(c, ch);
 		break;
 	case DSD__FINISH__FINISH_STOP:
 		right = holds_stop(c, ch);
@@ -418,7 +426,7 @@ static void on_done(struct sim *s, struct call *c, const Dsd__Usage *u)
 			   "request %llu: %u prompt tokens of %zu, %u cached, %u generated of %u",
 			   (unsigned long long)c->id, u->prompt_tokens, c->ids.n, u->cached_tokens,
 			   u->completion_tokens, n);
-	if (c->cancelled || c->params.top_k == SIM_KILLER)
+	if (c->cancelled || c->no_numbers || c->params.top_k == SIM_KILLER)
 		sim_broken(s, "request %llu: ended well, which cannot be",
 			   (unsigned long long)c->id);
 	s->count.prompt += u->prompt_tokens;
@@ -429,6 +437,7 @@ static void on_done(struct sim *s, struct call *c, const Dsd__Usage *u)
 	s->count.acts[ACT_LOGPROBS] += c->logprobs >= 0;
 	s->count.acts[c->logprobs >= 0 ? ACT_ECHO_LOGPROBS : ACT_ECHO] += c->echo && !c->again;
 	s->count.acts[ACT_RESUME] += c->again;
+	s->count.acts[ACT_RESUME_CHOICE] += c->first_choice > 0;
 	s->count.acts[ACT_SESSION_USE] += c->session != NULL;
 	s->count.acts[ACT_REUSE] += c->reuse && u->cached_tokens > 0;
 	/* The next turn of this conversation, which goes on for a while before another one begins. */
@@ -520,7 +529,8 @@ static void on_error(struct sim *s, struct call *c, const Dsd__Error *e, bool le
 	switch (e->code) {
 	case DSD__CODE__CODE_RETRYABLE:
 	case DSD__CODE__CODE_RESOURCE_EXHAUSTED:
-		right = c->attempts < ATTEMPTS_MAX;
+		right = c->attempts < ATTEMPTS_MAX &&
+			!(c->no_numbers && e->code == DSD__CODE__CODE_RESOURCE_EXHAUSTED);
 		s->count.refused += e->code == DSD__CODE__CODE_RESOURCE_EXHAUSTED;
 		if (c->huge && e->code == DSD__CODE__CODE_RESOURCE_EXHAUSTED)
 			break;

@@ -79,10 +79,12 @@ struct call {
 	uint32_t first_choice; /* of the request that this one goes on with */
 	int logprobs;          /* -1: none */
 	bool seeded, add_bos, reuse, echo;
-	bool goes_on;      /* with its user's last conversation */
-	bool huge;         /* more than a pool that is half published can hold: may be refused */
-	bool passed;       /* its prompt goes beside its frame */
-	bool doomed_input; /* must be refused */
+	bool goes_on;       /* with its user's last conversation */
+	bool huge;          /* more than a pool that is half published can hold: may be refused */
+	bool passed;        /* its prompt goes beside its frame */
+	bool doomed_input;  /* must be refused */
+	bool no_numbers;    /* the model had none for it: it says so, or does not end by itself */
+	uint32_t n_repeats; /* the same prompt is asked again so often, for prompt rows alone */
 	uint8_t stop[CALL_STOPS][4];
 	uint32_t n_stops, stop_bytes[CALL_STOPS];
 
@@ -117,8 +119,10 @@ enum call_size {
 /** call_init() - think of a request. */
 void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size);
 void call_done(struct sim *s, struct call *c);
-/** call_heir() - what can go on on another connection of what @c had; NULL: nothing. On the heap. */
-struct call *call_heir(struct call *c);
+/** call_heir() - what goes on on another connection of choice @k of @c; NULL: nothing. On the heap. */
+struct call *call_heir(const struct call *c, uint32_t k);
+/** call_repeat() - whether @c, which has ended well, is asked once more: it is to be sent then. */
+bool call_repeat(struct sim *s, struct call *c);
 /* ---- call.c ---- */
 /** call_send() - as request @id, for the first time or where it was. */
 void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id);

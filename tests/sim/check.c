@@ -19,6 +19,7 @@
 #define CONN_QUEUE_MOST (CONN_QUEUE_SOFT + (128u << 10))
 #define LEAVE_USEC      (30 * SIM_MINUTE) /* after the last burst nobody stays longer */
 #define LATE_USEC       (SIM_SECOND / 10) /* what is due is done by then */
+#define IDLE_USEC       SIM_SECOND       /* nobody who could run waits so long for an idle worker */
 #define CALM_USEC       (2 * SIM_SECOND) /* after which nothing may be held for those who are gone */
 
 void sim_broken(struct sim *s, const char *fmt, ...)
@@ -168,6 +169,35 @@ static bool is_calm(const struct sim *s)
 	       model_state(s->server.models[0]) == DSD__STATE__STATE_READY;
 }
 
+static uint32_t n_paused(const struct sim *s)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < s->server.requests.n_alloc; i++) {
+		const struct request *r = s->server.requests.items[i];
+
+		for (uint32_t k = 0; r && k < r->n_choices; k++)
+			n += r->choices[k].seq && seq_is_paused(r->choices[k].seq);
+	}
+	return n;
+}
+
+/* A worker that has nothing to do, and sequences whose clients read: each of them runs, or is ended. */
+static void check_progress(struct sim *s, const struct sched_stats *st)
+{
+	uint32_t n = st->running + st->waiting;
+
+	if (n == 0 || !is_calm(s) || n <= n_paused(s)) {
+		s->idle_since = 0;
+	} else if (s->idle_since == 0) {
+		s->idle_since = s->now;
+	} else if (s->now > s->idle_since + IDLE_USEC) {
+		sim_broken(s, "%u sequences run, %u wait, and the worker has nothing to do",
+			   st->running, st->waiting);
+		s->idle_since = s->now;
+	}
+}
+
 void sim_check(struct sim *s)
 {
 	struct sched_stats sum = {};
@@ -175,6 +205,7 @@ void sim_check(struct sim *s)
 	for (uint32_t i = 0; i < s->server.n_models; i++)
 		check_model(s, s->server.models[i], &sum);
 	check_charges(s);
+	check_progress(s, &sum);
 	s->count.checks++;
 	/* A model that was unloaded takes its count with it. */
 	if (sum.preemptions > s->n_preemptions)

@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/hash.h"
+#include "broker/request.h"
 #include "call.h"
 #include "layout/image.h"
 #include "pool/pool.h"
@@ -39,9 +40,10 @@ struct client {
 	uint32_t n_todo;
 	uint64_t next_id, born;
 	uint64_t die_at, stall_at, wake_at; /* 0: never */
-	bool stalled;
-	uint64_t bad_at;    /* the protocol was broken then */
-	bool out_of_memory; /* so the broker said, and ends the connection */
+	uint64_t stalled_at;                /* 0: it reads */
+	bool came_back;                     /* in time, after it had stopped reading */
+	uint64_t bad_at;                    /* the protocol was broken then */
+	bool out_of_memory;                 /* so the broker said, and ends the connection */
 };
 
 /* ---- coming and going ---- */
@@ -111,6 +113,12 @@ static void ask(struct sim *s, struct client *c)
 			call_send(s, &c->calls[i], c->link, c->next_id++);
 			if (c->calls[i].due)
 				look_again(s, c, c->calls[i].due);
+			/* What comes of several choices is often lost half-way. */
+			if (c->kind == CLIENT_GOOD && !c->die_at && c->calls[i].n > 1 &&
+			    sim_one_in(s, 8)) {
+				c->die_at = s->now + sim_below(s, 5 * SIM_SECOND);
+				look_again(s, c, c->die_at);
+			}
 		}
 	if (c->n_todo == 0 && !has_call(c) && c->kind != CLIENT_SLOW)
 		leave(s, c);
@@ -167,6 +175,20 @@ static void on_hello(struct sim *s, struct client *c)
 	}
 }
 
+/* @well: with its last word, not with an error. */
+static void on_over(struct sim *s, struct client *c, struct call *call, bool well)
+{
+	s->count.acts[ACT_COME_BACK] += well && c->came_back;
+	if (well && c->kind == CLIENT_GOOD && call_repeat(s, call)) {
+		call_send(s, call, c->link, c->next_id++);
+		if (call->due)
+			look_again(s, c, call->due);
+		return;
+	}
+	call_done(s, call);
+	ask(s, c);
+}
+
 static void on_frame(struct sim *s, struct client *c, const Dsd__ServerFrame *frame)
 {
 	bool lenient = c->kind != CLIENT_GOOD && c->kind != CLIENT_ADMIN;
@@ -180,12 +202,10 @@ static void on_frame(struct sim *s, struct client *c, const Dsd__ServerFrame *fr
 
 		if (!call->used || call->waiting || call->id != frame->id)
 			continue;
-		if (call_on_frame(s, call, frame, lenient)) {
-			call_done(s, call);
-			ask(s, c);
-		} else if (call->waiting) {
+		if (call_on_frame(s, call, frame, lenient))
+			on_over(s, c, call, frame->msg_case == DSD__SERVER_FRAME__MSG_DONE);
+		else if (call->waiting)
 			look_again(s, c, call->due);
-		}
 		return;
 	}
 	if (frame->msg_case == DSD__SERVER_FRAME__MSG_ERROR && frame->id == 0 && lenient)
@@ -241,7 +261,7 @@ void client_on_read(struct sim *s, struct client *c)
 {
 	size_t want = sim_one_in(s, 4) ? (size_t)sim_between(s, 1, 512) : 16384;
 
-	if (c->stalled)
+	if (c->stalled_at)
 		return;
 	if (c->n + want > c->n_alloc) {
 		c->n_alloc = 2 * (c->n + want);
@@ -280,18 +300,41 @@ static void cancel(struct sim *s, struct client *c, struct call *call)
 	link_write(s, c->link, data, n);
 }
 
-/* Another connection of the user goes on with one of its requests, if something of one came. */
+/* Other connections of the user go on with its requests, each with one choice of which something came. */
 static void bequeath(struct sim *s, struct client *c)
 {
-	struct call *heir = NULL;
+	for (uint32_t i = 0; i < CALLS && c->kind == CLIENT_GOOD; i++)
+		for (uint32_t k = 0; k < CALL_CHOICES && c->calls[i].used; k++) {
+			struct call *heir = call_heir(&c->calls[i], k);
 
-	for (uint32_t i = 0; i < CALLS && !heir && c->kind == CLIENT_GOOD; i++)
-		if (c->calls[i].used)
-			heir = call_heir(&c->calls[i]);
-	if (!heir)
-		return;
-	s->count.faults[FAULT_CONNECTION_LOST]++;
-	sim_push(s, sim_below(s, SIM_SECOND), (struct entry){.kind = ENTRY_CONNECT, .arg = heir});
+			if (!heir)
+				continue;
+			s->count.faults[FAULT_CONNECTION_LOST]++;
+			sim_push(s, sim_below(s, SIM_SECOND),
+				 (struct entry){.kind = ENTRY_CONNECT, .arg = heir});
+		}
+}
+
+/* It reads again. If the daemon still waited for it, it is as good as any other from now on, and gets
+ * what it asked for. */
+static void come_back(struct sim *s, struct client *c)
+{
+	uint64_t stall = s->server.cfg.conn_stall_seconds * SIM_SECOND;
+
+	if (s->now < c->stalled_at + stall) {
+		c->kind = CLIENT_GOOD;
+		c->came_back = true;
+		c->die_at = 0;
+	}
+	c->wake_at = c->stalled_at = 0;
+	for (uint32_t i = 0; i < CALLS; i++) {
+		c->calls[i].since = s->now;
+		if (c->calls[i].cancel_at)
+			c->calls[i].cancel_at = s->now;
+	}
+	client_on_read(s, c);
+	if (c->used && c->came_back)
+		ask(s, c);
 }
 
 void client_on_entry(struct sim *s, uint32_t index, uint32_t generation)
@@ -308,15 +351,11 @@ void client_on_entry(struct sim *s, uint32_t index, uint32_t generation)
 	}
 	if (c->stall_at && s->now >= c->stall_at) {
 		c->stall_at = 0;
-		c->stalled = true;
+		c->stalled_at = s->now;
 		s->count.faults[FAULT_SLOW_READER]++;
 	}
 	if (c->wake_at && s->now >= c->wake_at) {
-		c->wake_at = 0;
-		c->stalled = false;
-		for (uint32_t i = 0; i < CALLS; i++)
-			c->calls[i].since = s->now;
-		client_on_read(s, c);
+		come_back(s, c);
 		if (!c->used)
 			return;
 	}
@@ -356,7 +395,7 @@ void clients_on_connect(struct sim *s, struct call *heir)
 	static const struct {
 		enum client_kind kind;
 		uint32_t one_in;
-	} kinds[] = {{CLIENT_SLOW, 250},
+	} kinds[] = {{CLIENT_SLOW, 150},
 		     {CLIENT_HALF, 150},
 		     {CLIENT_GARBAGE, 150},
 		     {CLIENT_SILENT, 300}};
@@ -385,7 +424,7 @@ void clients_on_connect(struct sim *s, struct call *heir)
 		c->stall_at = s->now + sim_between(s, 50000, 2 * SIM_SECOND);
 		look_again(s, c, c->stall_at);
 		if (sim_one_in(s, 2)) {
-			c->wake_at = c->stall_at + sim_between(s, SIM_SECOND, 90 * SIM_SECOND);
+			c->wake_at = c->stall_at + sim_between(s, SIM_SECOND, 45 * SIM_SECOND);
 			look_again(s, c, c->wake_at);
 		}
 		c->die_at = s->now + sim_between(s, 60 * SIM_SECOND, 240 * SIM_SECOND);
@@ -432,6 +471,26 @@ struct call *clients_find_call(struct sim *s, uint64_t number)
 	return NULL;
 }
 
+void clients_expect_no_numbers(struct sim *s, const struct channel_params *p)
+{
+	const struct request *found = NULL;
+	struct call *c;
+
+	for (uint32_t i = 0; i < s->server.requests.n_alloc; i++) {
+		const struct request *r = s->server.requests.items[i];
+		uint32_t k = r ? p->choice - r->first_choice : 0;
+
+		if (!r || r->params.seed != p->seed || k >= r->n_choices || !r->choices[k].seq)
+			continue;
+		if (found)
+			return; /* one that goes on, and the one whose connection was lost */
+		found = r;
+	}
+	c = found ? clients_find_call(s, found->number) : NULL;
+	if (c)
+		c->no_numbers = true;
+}
+
 struct call *clients_any_call(struct sim *s)
 {
 	for (unsigned tries = 0; tries < 40 && s->n_clients; tries++) {
@@ -474,7 +533,7 @@ void clients_check(struct sim *s)
 			leave(s, c);
 			continue;
 		}
-		for (uint32_t k = 0; k < CALLS && !c->stalled; k++)
+		for (uint32_t k = 0; k < CALLS && !c->stalled_at; k++)
 			if (c->calls[k].used && s->now > c->calls[k].since + ENDS_USEC) {
 				sim_broken(s, "request %llu of user %u has no end",
 					   (unsigned long long)c->calls[k].id, c->user);

@@ -38,6 +38,7 @@
 #define SIM_KILLER   6666u /* a step with rows of it kills the worker */
 
 struct call;
+struct channel_params;
 struct client;
 struct engine_step;
 struct pages;
@@ -77,7 +78,10 @@ enum act {
 	ACT_ECHO_LOGPROBS,
 	ACT_STOP,
 	ACT_RESUME,
+	ACT_RESUME_CHOICE, /* another than the first */
 	ACT_REUSE,
+	ACT_REPEAT,
+	ACT_COME_BACK, /* a reader that the daemon waited for got the rest */
 	ACT_SCORE,
 	ACT_TOKENIZE,
 	ACT_DETOKENIZE,
@@ -191,6 +195,7 @@ struct sim {
 	uint8_t domains[SIM_PEOPLE][16];
 	struct user *users; /* [SIM_PEOPLE]: what their prompts begin with */
 	uint64_t quiet_since;
+	uint64_t idle_since; /* a worker while somebody waits for it; 0: it is not */
 	/* What an administrator has begun and another one, if need be, undoes. */
 	bool drained, unloaded, admin_called;
 	uint64_t absent_until;  /* a request may be told that the model is not there */
@@ -284,6 +289,8 @@ struct call *clients_find_call(struct sim *s, uint64_t number);
 struct call *clients_any_call(struct sim *s);
 void client_on_entry(struct sim *s, uint32_t index, uint32_t generation);
 void client_on_read(struct sim *s, struct client *c);
+/** clients_expect_no_numbers() - a row of the sequence with @p had none. */
+void clients_expect_no_numbers(struct sim *s, const struct channel_params *p);
 /** clients_check() - requests that should have ended long ago. */
 void clients_check(struct sim *s);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a client asks: prompts that begin like others of its user, the options of a request, and what
- * becomes of one whose connection was lost. */
+ * becomes of one whose connection was lost or that is asked again. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +27,8 @@ static void think_text(struct sim *s, struct call *c, size_t n_own)
 		begin = u->last;
 		n = u->n_last;
 		c->goes_on = true;
+		/* What this turn adds is often a page of its own. */
+		n_own += sim_one_in(s, 2) ? sim_between(s, 64, 128) : 0;
 	} else if (sim_one_in(s, 3)) {
 		n = 0;
 	} else if (sim_one_in(s, 8)) {
@@ -102,6 +104,9 @@ static void think_sampling(struct sim *s, struct call *c)
 		think_stops(s, c);
 	if (c->reuse)
 		p->top_k = SIM_ANY_PATH;
+	/* Twice: what the first of them leaves, the second finds, and behind it what this one left. */
+	if (c->reuse && c->goes_on && sim_one_in(s, 2))
+		c->n_repeats = 2;
 	/* Seldom, and then two: so that workers die too often for a while. */
 	if (sim_one_in(s, s->second_killer ? 8 : 6000)) {
 		s->second_killer = !s->second_killer;
@@ -129,8 +134,8 @@ void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size
 	} else if (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 500)) {
 		think_text(s, c, 6000);
 		c->doomed_input = true;
-	} else if (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 300)) {
-		think_text(s, c, (size_t)sim_between(s, 1000, 2200));
+	} else if (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 200)) {
+		think_text(s, c, (size_t)sim_between(s, 1000, 3600));
 		c->huge = true;
 	} else {
 		think_text(s, c,
@@ -159,6 +164,7 @@ void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size
 		c->logprobs = 20;
 		c->params.ignore_eos = true;
 		c->params.min_tokens = c->n_stops = c->deadline_ms = c->params.top_k = 0;
+		c->n_repeats = 0;
 		c->reuse = c->echo = false;
 	}
 	c->passed = c->kind == CALL_GENERATE && c->form != FORM_CHAT && sim_one_in(s, 40);
@@ -188,29 +194,50 @@ void call_done(struct sim *s, struct call *c)
 	*c = (struct call){};
 }
 
-struct call *call_heir(struct call *c)
+static void *copy_of(const void *p, size_t n)
 {
-	struct call *heir;
-	uint32_t k = 0;
+	void *copy = malloc(n + 1);
 
-	if (c->kind != CALL_GENERATE || !c->begun)
+	assert(copy);
+	if (n)
+		memcpy(copy, p, n);
+	return copy;
+}
+
+struct call *call_heir(const struct call *c, uint32_t k)
+{
+	const struct call_choice *ch = &c->choices[k];
+	struct call *heir;
+
+	if (c->kind != CALL_GENERATE || !c->begun || k >= c->n || ch->n_tokens == 0 || ch->over ||
+	    ch->n_tokens == c->max_tokens)
 		return NULL;
-	while (k < c->n && (c->choices[k].n_tokens == 0 || c->choices[k].over ||
-			    c->choices[k].n_tokens == c->max_tokens))
-		k++;
-	if (k == c->n)
-		return NULL;
-	heir = malloc(sizeof(*heir));
-	assert(heir);
-	*heir = *c;
+	heir = copy_of(c, sizeof(*c));
+	heir->text = copy_of(c->text, c->n_text);
+	heir->ids = (struct ids){};
+	if (ids_append(&heir->ids, c->ids.id, c->ids.n) < 0)
+		abort();
+	memset(heir->choices, 0, sizeof(heir->choices));
+	heir->choices[0] = *ch;
+	heir->choices[0].text = copy_of(ch->text, c->max_tokens);
 	heir->first_choice += k;
 	heir->n = 1;
-	heir->choices[0] = c->choices[k];
-	for (uint32_t i = 0; i < c->n; i++)
-		if (i != k)
-			free(c->choices[i].text);
-	for (uint32_t i = 1; i < CALL_CHOICES; i++)
-		heir->choices[i] = (struct call_choice){};
-	*c = (struct call){};
+	if (heir->session)
+		heir->session->running++;
 	return heir;
+}
+
+bool call_repeat(struct sim *s, struct call *c)
+{
+	if (c->n_repeats == 0)
+		return false;
+	c->n_repeats--;
+	c->begun = c->reuse = false;
+	c->params.top_k = 0;
+	c->first_choice = c->attempts = 0;
+	if (c->session)
+		c->session->touched = s->now;
+	s->count.requests++;
+	s->count.acts[ACT_REPEAT]++;
+	return true;
 }

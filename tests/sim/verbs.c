@@ -21,7 +21,7 @@
 /* A beginning of the document that all users have. */
 static void think_prefix(struct sim *s, struct call *c)
 {
-	size_t n = 64 * (size_t)sim_between(s, 1, 12) - 2 + sim_below(s, 4);
+	size_t n = 64 * (size_t)sim_between(s, 1, 16) - 2 + sim_below(s, 4);
 
 	c->form = sim_one_in(s, 2) ? FORM_IDS : FORM_TEXT;
 	c->text = malloc(n);

@@ -492,6 +492,16 @@ static void lie(struct sim *s, struct worker *w)
 	}
 }
 
+/* A row that is none, and whose request must be told so. */
+static void spoil(struct sim *s, struct worker *w, struct channel_result_row *row)
+{
+	row->token = CHANNEL_NO_TOKEN;
+	row->n_top = 0;
+	for (uint32_t i = 0; i < w->step.n_sequences; i++)
+		if (w->step.sequences[i].slot == row->slot)
+			clients_expect_no_numbers(s, w->step.sequences[i].params);
+}
+
 static void end(struct sim *s, struct worker *w)
 {
 	struct channel_header *h = w->serve.channel;
@@ -507,10 +517,7 @@ static void end(struct sim *s, struct worker *w)
 		w->excused = w->step_index + STEPS_QUEUED;
 	n_rows = w->result.n_rows = w->result.status == CHANNEL_OK ? w->step.n_wants : 0;
 	if (n_rows && odd(s, ODD_NO_NUMBERS, FAULT_NO_NUMBERS)) {
-		struct channel_result_row *row = &w->rows[sim_below(s, n_rows)];
-
-		row->token = CHANNEL_NO_TOKEN;
-		row->n_top = 0;
+		spoil(s, w, &w->rows[sim_below(s, n_rows)]);
 	} else if (w->result.status == CHANNEL_OK && odd(s, ODD_LIE, FAULT_WORKER_LIES)) {
 		lie(s, w);
 	}
