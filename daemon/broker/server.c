@@ -407,6 +407,14 @@ static void on_tick(struct server *s, uint64_t now)
 	server_wake_at(s, pressure_on_tick(s, now));
 }
 
+/* An end that is no crash, however many still waited. */
+static bool stop_as_asked(struct server *s)
+{
+	for (uint32_t i = 0; i < s->n_models; i++)
+		model_settled(s->models[i]);
+	return true;
+}
+
 /* Asked to stop, and nobody waits for an answer any more, or for the rest of one: those whom the time
  * did not suffice are told to come again, and get a moment to read that. */
 static bool server_may_stop(struct server *s)
@@ -422,7 +430,7 @@ static bool server_may_stop(struct server *s)
 					     "the daemon stops: resume when it is back", 100);
 		}
 	if (io_now_usec(s->io) >= s->stop_usec + STOP_FLUSH_USEC)
-		return true;
+		return stop_as_asked(s);
 	for (uint32_t i = 0; i < s->requests.n_alloc; i++)
 		if (s->requests.items[i])
 			return false;
@@ -433,9 +441,7 @@ static bool server_may_stop(struct server *s)
 	for (uint32_t i = 0; i < s->n_models; i++)
 		if (model_make_tags(s->models[i]))
 			return false;
-	for (uint32_t i = 0; i < s->n_models; i++)
-		model_settled(s->models[i]);
-	return true;
+	return stop_as_asked(s);
 }
 
 int server_run(struct server *s, struct error *err)

@@ -233,3 +233,21 @@ def test_a_model_that_is_ready_last_finds_its_pool(tmp_path):
             b = c.generate(ids=ids, max_tokens=2, model=name)
             assert b.error is None and b.usage.cached_tokens == whole_pages(a) > 0, (name, b.error)
         assert len(d.kept) == 5
+
+
+def test_a_restart_as_asked_is_no_crash_though_somebody_reads_nothing(managed):
+    a = ask(managed)
+    settle(managed)
+    for _ in range(3):
+        c = managed.client()
+        for i in range(64):
+            c.start(TEXT, id=i + 2, max_tokens=2000, temperature=0, ignore_eos=True, logprobs=20)
+        other = managed.client()
+        while True:
+            other.send(3, list=pb.ListRequest())
+            if any(r.activity == pb.ACTIVITY_PAUSED for r in other.recv().list.requests):
+                break
+            time.sleep(0.05)
+        managed.restart()
+    assert "discarded" not in managed.read_log()
+    assert ask(managed).usage.cached_tokens == whole_pages(a)
