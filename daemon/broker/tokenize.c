@@ -12,8 +12,9 @@
 #include "broker/server.h"
 #include "text/vocab.h"
 
-#define TOKENIZE_PART   65536u  /* ids of one TokenizeReply */
-#define DETOKENIZE_PART 524288u /* bytes of one DetokenizeReply */
+#define TOKENIZE_PART   65536u      /* ids of one TokenizeReply */
+#define DETOKENIZE_PART 524288u     /* bytes of one DetokenizeReply */
+#define DETOKENIZE_MAX  (15u << 20) /* bytes of one answer: what a connection's queue holds */
 #define TOKENIZE_MAX                                                                               \
 	(4u << 20) /* ids of one answer: 3 bytes each, what a connection's queue holds */
 
@@ -103,6 +104,22 @@ static void send_text(struct conn *c, uint64_t id, const struct text_buf *text)
 	} while (at < text->n);
 }
 
+/* Bytes of the text of @n ids, as far as @max. */
+static size_t text_bytes(const struct vocab *v, const uint32_t *ids, size_t n, size_t max)
+{
+	const struct image *im = vocab_image(v);
+	size_t sum = 0;
+
+	for (size_t i = 0; i < n && sum <= max; i++) {
+		uint32_t n_token = 0;
+
+		if (ids[i] < im->h->n_vocab) /* else decoding says so */
+			image_token(im, ids[i], &n_token);
+		sum += n_token;
+	}
+	return sum;
+}
+
 /* Ids of one frame decode at memory speed: on the loop. The ids wait in a request while a model loads. */
 static void detokenize_ready(struct request *r)
 {
@@ -110,9 +127,15 @@ static void detokenize_ready(struct request *r)
 	struct error err = {};
 	struct conn *c = r->conn;
 	uint64_t id = r->id;
-	int s = decode_bytes(r->vocab, r->input.ids.id, r->input.ids.n, r->skip_special, &text,
-			     &err);
+	int s;
 
+	/* A few bytes of ids may stand for a thousand times as much text. */
+	if (text_bytes(r->vocab, r->input.ids.id, r->input.ids.n, DETOKENIZE_MAX) > DETOKENIZE_MAX)
+		s = error_set(&err, -EINVAL, "the text has more than %u bytes: want at most that",
+			      DETOKENIZE_MAX);
+	else
+		s = decode_bytes(r->vocab, r->input.ids.id, r->input.ids.n, r->skip_special, &text,
+				 &err);
 	if (s < 0) {
 		request_fail(r,
 			     s == -ENOMEM ? DSD__CODE__CODE_RESOURCE_EXHAUSTED

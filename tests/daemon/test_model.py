@@ -188,3 +188,22 @@ def test_quickstart_prints_what_dsctl_generate_chat_prints(starter):
     q = subprocess.run([os.path.join(BUILD, "client", "dsctl", "dsctl"), "--socket", starter.socket, "generate", "--chat",
                         "--temperature", "0", "What is MLA?"], capture_output=True, timeout=60)
     assert (p.returncode, q.returncode) == (0, 0) and len(q.stdout) > 10 and p.stdout == q.stdout
+
+
+def test_ids_that_stand_for_more_text_than_a_connection_holds_are_refused(tmp_path):
+    """A frame of ids may name one long token a hundred thousand times: nothing is made of it."""
+    path = tmp_path / "m"
+    shutil.copytree(STARTER, path, ignore=shutil.ignore_patterns("SHA256SUMS"))
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    (token,) = [t for t in tokenizer["added_tokens"] if t["id"] == 1790]
+    token["content"] = "x" * 128
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with Daemon("--set", "pool.size=16M", fake=False, model=str(path)) as d:
+        c = d.client()
+        c.send(3, detokenize=pb.Detokenize(ids=pb.Ids(ids=[1790] * 100)))
+        f = c.recv()
+        assert f.detokenize.text == b"x" * 12800 and f.detokenize.last
+        c.send(3, detokenize=pb.Detokenize(ids=pb.Ids(ids=[1790] * 200000)))
+        f = c.recv()
+        assert f.error.code == pb.CODE_INVALID_ARGUMENT and "bytes" in f.error.message
+        assert c.stats().requests_failed == 1  # and the connection serves on
