@@ -428,6 +428,15 @@ Dsd__Code request_code(int r)
 	}
 }
 
+/* The model's worker went away in between, or came back with another vocabulary: as one that comes now. */
+static void begin_again(struct request *r)
+{
+	r->vocab = vocab_unref(r->vocab);
+	if (!r->input.is_ids)
+		r->input.ids.n = 0;
+	request_unpark(r);
+}
+
 static void encoded(struct request *r)
 {
 	if (r->encode_result < 0)
@@ -435,8 +444,7 @@ static void encoded(struct request *r)
 			     error_text(&r->encode_error, r->encode_result), 0);
 	else if (model_state(r->model) != DSD__STATE__STATE_READY ||
 		 model_vocab(r->model) != r->vocab)
-		/* It went away in between; what it answers to others holds here too. */
-		request_fail(r, DSD__CODE__CODE_RETRYABLE, "the model went away meanwhile", 1000);
+		begin_again(r);
 	else
 		r->ready(r);
 }

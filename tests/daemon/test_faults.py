@@ -11,7 +11,9 @@ import time
 
 import pytest
 
-from dsdtest import Client, Closed, Daemon, pb
+from dsdtest import SOURCE, Client, Closed, Daemon, pb
+
+STARTER = os.path.join(SOURCE, "packaging", "starter-model", "model")
 
 
 def last_words(c):
@@ -316,3 +318,42 @@ def test_streams_and_kills_at_random_leak_nothing():
             time.sleep(0.05)
         assert now == fds
         assert d.stop() == 0
+
+
+def test_a_text_that_is_encoded_while_the_worker_dies_waits_for_the_next_one():
+    text = b"a long text, word by word, that is taken apart off the loop. " * 17000
+    with Daemon("--set", "pool.size=16M", fake=False, model=STARTER) as d:
+        c, other = d.client(), d.client()
+
+        def tokenize(client):
+            client.send(3, tokenize=pb.Tokenize(text=text))
+
+        def ids():
+            got = []
+            while not (f := c.recv()).tokenize.last:
+                assert f.WhichOneof("msg") == "tokenize", f
+                got += f.tokenize.ids
+            return got + list(f.tokenize.ids)
+
+        tokenize(c)
+        want = ids()
+        pid = other.stats().models[0].worker_pid
+        tokenize(other)  # one before it in the queue
+        tokenize(c)
+        os.kill(pid, signal.SIGKILL)
+        assert ids() == want
+        assert d.client().stats().requests_failed == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to look into the daemon")
+def test_a_worker_that_cannot_be_started_leaves_nothing_open():
+    with Daemon(env={"DSD_WORKER": "/nonexistent"}, wait=False) as d:
+        d.wait_socket()
+        admin, n = Client(d.admin), []
+        for _ in range(5):
+            admin.send(3, load=pb.Load(path="/nonexistent", name="other"))
+            while (f := admin.recv()).WhichOneof("msg") == "progress":
+                pass
+            assert f.error.code == pb.CODE_MODEL_INVALID and "/nonexistent" in f.error.message, f
+            n.append(len(os.listdir("/proc/%d/fd" % d.process.pid)))
+        assert n[1:] == n[:-1], n
