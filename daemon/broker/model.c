@@ -145,6 +145,7 @@ struct model *model_free(struct model *m)
 	process_kill(&m->worker);
 	while (m->worker.pidfd >= 0 && !process_reap(&m->worker, &status))
 		usleep(1000);
+	process_hang_up(&m->worker); /* one that could not be started has this end alone */
 	drop_channel(m);
 	drop_model(m);
 	free(m);
