@@ -122,7 +122,11 @@ void conn_accept(struct server *s, int fd, bool admin)
 		       "uid 65534 stands for the users of every other user namespace");
 		return;
 	}
-	if (s->stopping || s->conns.n_used >= s->cfg.conn_max) {
+	if (s->stopping) {
+		refuse(s->io, fd, DSD__CODE__CODE_RETRYABLE, "the daemon is stopping");
+		return;
+	}
+	if (s->conns.n_used >= s->cfg.conn_max) {
 		refuse(s->io, fd, DSD__CODE__CODE_RESOURCE_EXHAUSTED,
 		       "the daemon takes no more connections");
 		return;

@@ -336,3 +336,20 @@ def test_a_second_sigterm_does_not_wait():
             f = c.recv()
             e = f.error if f.WhichOneof("msg") == "error" else None
         assert e.code == pb.CODE_RETRYABLE and d.process.wait(20) == 0
+
+
+def test_who_comes_while_the_daemon_stops_is_told_to_come_again():
+    with Daemon("--set", "stop.seconds=600", env={"DSD_FAKE_STEP_USEC": "2000"}) as d:
+        start_streams(d.client(), 1, 8000)
+        d.process.send_signal(signal.SIGSTOP)
+        d.process.send_signal(signal.SIGTERM)
+        late = [Client(d.socket, hello=False, timeout=1) for _ in range(8)]
+        d.process.send_signal(signal.SIGCONT)
+        for c in late:
+            try:
+                f = c.recv()
+            except (Closed, TimeoutError):
+                continue  # the latter waits for the next daemon
+            assert f.id == 0 and f.error.code == pb.CODE_RETRYABLE, f
+        d.process.send_signal(signal.SIGTERM)
+        assert d.process.wait(20) == 0
