@@ -18,5 +18,5 @@ pages = dict(re.findall(r"^# ([a-z-]+)\n-- ([0-9a-f]{32})\nSubject: .+\nDefined-
 assert pages == events, "dsd.catalog: %s" % set(pages.items()).symmetric_difference(events.items())
 fields = set(re.findall(r'add\(&e, "(\w+)=', read("daemon/base/event.c")))
 assert set(re.findall(r"@(\w+)@", catalog)) <= fields, "the catalog names fields that no event has"
-man = dict(re.findall(r"^\|  _([a-z-]+)_\n:  ([0-9a-f]{32})$", read("packaging/man/dsd.8.scd"), re.M))
+man = dict(re.findall(r"^([a-z-]+) +([0-9a-f]{32})$", read("packaging/man/dsd.8.scd"), re.M))
 assert man == events, "dsd.8.scd: %s" % set(man.items()).symmetric_difference(events.items())
