@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -130,9 +131,12 @@ def test_the_program_of_the_readme_compiles_and_runs(fake, tmp_path):
     lib = os.path.join(BUILD, "client")
     if re.search(rb"__(asan|tsan|ubsan)_", open(os.path.join(lib, "libdsclient.so.0"), "rb").read()):
         pytest.skip("the library is built with sanitizers: a plain program cannot load it")
-    subprocess.run(["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I" + os.path.join(SOURCE, "client"),
-                    "-o", str(tmp_path / "story"), str(tmp_path / "story.c"), "-L" + lib, "-ldsclient",
-                    "-Wl,-rpath," + lib], check=True)
-    p = subprocess.run([str(tmp_path / "story"), "hello"], capture_output=True, timeout=30,
-                       env=dict(os.environ, DSD_SOCKET=fake.socket))
-    assert p.returncode == 0 and p.stderr == b"" and 0 < len(p.stdout) <= 40
+    for compiler in (["cc", "-std=c11"], ["c++", "-std=c++17", "-x", "c++"]):
+        if not shutil.which(compiler[0]):
+            continue
+        subprocess.run(compiler + ["-Wall", "-Wextra", "-Werror", "-I" + os.path.join(SOURCE, "client"),
+                                   "-o", str(tmp_path / "story"), str(tmp_path / "story.c"), "-x", "none", "-L" + lib,
+                                   "-ldsclient", "-Wl,-rpath," + lib], check=True)
+        p = subprocess.run([str(tmp_path / "story"), "hello"], capture_output=True, timeout=30,
+                           env=dict(os.environ, DSD_SOCKET=fake.socket))
+        assert p.returncode == 0 and p.stderr == b"" and 0 < len(p.stdout) <= 40
