@@ -54,26 +54,19 @@ static void add_choice(struct json_object *o, const struct dsc_choice *ch)
 {
 	json_add(o, "text", json_text(ch->text, ch->text_bytes));
 	json_add(o, "ids", json_ids(ch->ids, ch->n_ids));
-	json_add(o, "finish", json_object_new_string(finish_text(ch->finish)));
+	json_add(o, "finish", ch->finish ? json_object_new_string(finish_text(ch->finish)) : NULL);
 }
 
-struct json_object *json_answer(const struct dsc_result *result, bool logprobs)
+void json_add_choices(struct json_object *o, const struct dsc_result *result, bool logprobs)
 {
-	struct json_object *o = json_object_new_object(), *choices;
 	const struct dsc_choice *first = &result->choices[0];
-	char digest[2 * sizeof(result->digest) + 1];
+	struct json_object *choices;
 
-	hex_text(result->digest, result->digest_bytes, digest, sizeof(digest) - 1);
 	add_choice(o, first);
-	json_add(o, "usage", json_usage(&result->usage));
-	json_add(o, "seed", json_object_new_uint64(result->seed));
-	json_add(o, "model", json_text(result->model, strlen(result->model)));
-	json_add(o, "digest", json_object_new_string(digest));
-	json_add(o, "request", json_object_new_uint64(result->request));
 	if (logprobs)
 		json_add(o, "logprobs", json_tokens(first->tokens, first->n_tokens));
 	if (result->n_choices <= 1)
-		return o;
+		return;
 	choices = json_object_new_array();
 	for (size_t i = 0; i < result->n_choices; i++) {
 		const struct dsc_choice *ch = &result->choices[i];
@@ -85,6 +78,20 @@ struct json_object *json_answer(const struct dsc_result *result, bool logprobs)
 		json_object_array_add(choices, c);
 	}
 	json_add(o, "choices", choices);
+}
+
+struct json_object *json_answer(const struct dsc_result *result, bool logprobs)
+{
+	struct json_object *o = json_object_new_object();
+	char digest[2 * sizeof(result->digest) + 1];
+
+	hex_text(result->digest, result->digest_bytes, digest, sizeof(digest) - 1);
+	json_add_choices(o, result, logprobs);
+	json_add(o, "usage", json_usage(&result->usage));
+	json_add(o, "seed", json_object_new_uint64(result->seed));
+	json_add(o, "model", json_text(result->model, strlen(result->model)));
+	json_add(o, "digest", json_object_new_string(digest));
+	json_add(o, "request", json_object_new_uint64(result->request));
 	return o;
 }
 

@@ -11,7 +11,10 @@ struct json_object *json_ids(const uint32_t *ids, size_t n);
 struct json_object *json_tokens(const struct dsc_token *tokens, size_t n);
 /** json_usage() - {"prompt_tokens", "cached_tokens", "completion_tokens", and times} */
 struct json_object *json_usage(const struct dsc_usage *usage);
-/** json_answer() - {"text", "ids", "finish", "usage", ...} of a generate that has at least one choice */
+/** json_add_choices() - {"text", "ids", "finish"}, with more than one choice "choices"; at least one has begun.
+ * "finish" of one that has not come to its end is null. */
+void json_add_choices(struct json_object *o, const struct dsc_result *result, bool logprobs);
+/** json_answer() - the same with {"usage", "seed", ...}, of a generate that is done */
 struct json_object *json_answer(const struct dsc_result *result, bool logprobs);
 const char *finish_text(enum dsc_finish finish);
 /** priority_text() - "interactive", "normal" or "batch"; "" where it is none of them. */

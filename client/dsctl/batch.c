@@ -53,7 +53,8 @@ struct batch {
 	char *line; /* of getline() */
 	size_t line_bytes;
 	bool ended, lost;
-	struct json_object *ids; /* of all requests so far, as JSON has them, and their numbers */
+	struct json_object
+		*ids; /* that requests so far have, as JSON has them, and their numbers */
 
 	struct job *jobs;
 	size_t n_jobs, n_running;
@@ -157,6 +158,7 @@ static void job_fail(struct job *j, enum dsc_code code, const char *why)
 	j->why = strdup(why);
 }
 
+/* Why, and beside it what had come. */
 static struct json_object *job_error(const struct job *j)
 {
 	struct json_object *o = json_object_new_object(), *error = json_object_new_object();
@@ -167,6 +169,8 @@ static struct json_object *job_error(const struct job *j)
 	if (j->retry_after_ms)
 		json_add(error, "retry_after_ms", json_object_new_int64(j->retry_after_ms));
 	json_add(o, "error", error);
+	if (j->result && j->result->n_choices > 0)
+		json_add_choices(o, j->result, j->b.request.set & DSC_SET_LOGPROBS);
 	return o;
 }
 
@@ -179,6 +183,7 @@ static int job_print(struct batch *t, struct job *j)
 	body = j->failed ? job_error(j)
 			 : json_answer(j->result, j->b.request.set & DSC_SET_LOGPROBS);
 	json_add(o, "id", j->b.id ? json_object_get(j->b.id) : json_object_new_uint64(j->number));
+	json_add(o, "index", json_object_new_uint64(j->number));
 	json_object_object_foreach(body, key, value)
 	{
 		json_add(o, key, json_object_get(value));
@@ -275,12 +280,16 @@ static int next_line(struct batch *t, size_t *ret_n)
 	return 1;
 }
 
-/* Answers are told apart by their ids. */
+/* Answers are told apart by the ids that their requests were given. */
 static int note_id(struct batch *t, const struct job *j, char why[static BATCH_WHY_BYTES])
 {
-	struct json_object *first = NULL, *number = json_object_new_uint64(j->number);
-	const char *id = json_object_to_json_string(j->b.id ?: number);
+	struct json_object *first = NULL, *number;
+	const char *id;
 
+	if (!j->b.id)
+		return 0;
+	number = json_object_new_uint64(j->number);
+	id = json_object_to_json_string(j->b.id);
 	if (id && json_object_object_get_ex(t->ids, id, &first)) {
 		snprintf(why, BATCH_WHY_BYTES,
 			 "id %.80s is that of request %" PRIu64 " of the file: want each once", id,
@@ -473,7 +482,8 @@ const struct verb verb_batch = {
 	.details =
 		"Each line of FILE, or of standard input for -, is a JSON object: one of \"prompt\", \"messages\" and\n"
 		"\"ids\", an \"id\" if wanted, and the options of generate with _ for -. Each gives one line of JSON\n"
-		"with its id, which is the request's number where the line has none.",
+		"with its id, which is its index where the line has none, and its index, the request's number in\n"
+		"FILE, from 0.",
 	.options = options,
 	.n_options = N_OPTIONS(options),
 	.options_bytes = sizeof(struct batch),

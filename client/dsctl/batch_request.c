@@ -2,6 +2,7 @@
 #include "batch_request.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -78,9 +79,11 @@ static int take_number(struct reader *r, const struct key *key, struct json_obje
 		if (!real_number(v, at))
 			return refuse(r, "%s: want a number", key->name);
 	} else {
-		if (!whole_number(v, key->kind == ARG_U32 ? UINT32_MAX : UINT64_MAX, &n))
-			return refuse(r, "%s: want a whole number from 0 to %s", key->name,
-				      key->kind == ARG_U32 ? "4294967295" : "2^64 - 1");
+		if (!whole_number(v, UINT64_MAX, &n))
+			return refuse(r, "%s: want a whole number", key->name);
+		if (key->kind == ARG_U32 && n > UINT32_MAX)
+			return refuse(r, "%s: got %" PRIu64 ", want a smaller number", key->name,
+				      n);
 		if (key->kind == ARG_U32)
 			*(uint32_t *)at = (uint32_t)n;
 		else
@@ -307,6 +310,7 @@ static int parse(struct reader *r, const char *line, size_t n)
 {
 	struct json_tokener *tokener = json_tokener_new_ex(JSON_DEPTH);
 	enum json_tokener_error error;
+	size_t end;
 
 	if (!tokener || n > INT32_MAX) {
 		json_tokener_free(tokener);
@@ -315,12 +319,14 @@ static int parse(struct reader *r, const char *line, size_t n)
 	json_tokener_set_flags(tokener, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
 	r->b->json = json_tokener_parse_ex(tokener, line, (int)n);
 	error = json_tokener_get_error(tokener);
+	end = json_tokener_get_parse_end(tokener);
 	if (error == json_tokener_continue) /* a number on its own, or half a line */
 		r->b->json = json_tokener_parse_ex(tokener, "", 1);
 	error = json_tokener_get_error(tokener);
 	json_tokener_free(tokener);
 	if (error != json_tokener_success)
-		return refuse(r, "not JSON: %s", json_tokener_error_desc(error));
+		return refuse(r, "not JSON: byte %zu of the line: %s", end + 1,
+			      end < n ? json_tokener_error_desc(error) : "it ends too early");
 	if (!json_object_is_type(r->b->json, json_type_object))
 		return refuse(r, "want a JSON object");
 	return 0;

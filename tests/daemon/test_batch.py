@@ -56,10 +56,10 @@ def test_each_kind_of_prompt_and_every_option(fake, tmp_path):
         {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "max_tokens": 1},
         {"ids": [104, 105], "max_tokens": 2, "ignore_eos": True, "logprobs": 2, "n": 2, "id": 2**63 + 5},
         dict(sampling, prompt="a\0ß", stop=["\u0001"], logit_bias={"101": 100}, priority="batch", parse_special=False),
-        {"prompt": "x"},
+        {"prompt": "x", "min_tokens": 4},
     ]
-    _, got = run(fake, write(tmp_path / "f", requests), "--max-tokens", "4", "--min-tokens", "4")
-    assert [g["id"] for g in got] == [0, 2**63 + 5, 2, 3]
+    _, got = run(fake, write(tmp_path / "f", requests), "--max-tokens", "4")
+    assert [g["id"] for g in got] == [0, 2**63 + 5, 2, 3] and [g["index"] for g in got] == [0, 1, 2, 3]
     assert got[0]["usage"]["prompt_tokens"] == len("s\n\nUser: q\n\nAssistant:") + 1
     assert len(got[1]["choices"]) == 2 and all(len(t["top"]) == 2 for t in got[1]["logprobs"])
     assert got[2]["usage"]["prompt_tokens"] == len("a\0ß".encode()) + 1
@@ -72,10 +72,12 @@ def test_each_kind_of_prompt_and_every_option(fake, tmp_path):
 def test_bad_lines_are_errors_of_their_own(fake, tmp_path):
     good = {"prompt": "x", "max_tokens": 1}
     bad = {
-        "{": "not JSON", "[1]": "want a JSON object", "7": "want a JSON object", '{"prompt":"x"} {}': "not JSON", "[" * 100: "not JSON",
+        "{": "not JSON: byte 2 of the line: it ends too early", "[1]": "want a JSON object", "7": "want a JSON object", '{"prompt":"x"} {}': "not JSON: byte 16 of the line",
+        '{"prompt": nope}': "not JSON: byte 13 of the line", "[" * 100: "not JSON",
         '{"prompt":"x","ids":[1]}': "got 2 of prompt", '{"max_tokens":1}': "got 0 of prompt", '{"prompt":1}': "prompt: want",
         '{"prompt":"x","frobnicate":1}': 'unknown key "frobnicate"', '{"prompt":"x","max_tokens":-1}': "max_tokens: want a whole",
-        '{"prompt":"x","max_tokens":1.5}': "max_tokens: want", '{"prompt":"x","max_tokens":4294967296}': "max_tokens: want",
+        '{"prompt":"x","max_tokens":1.5}': "max_tokens: want", '{"prompt":"x","max_tokens":4294967296}': "max_tokens: got 4294967296, want a smaller",
+        '{"prompt":"x","max_tokens":"x"}': "max_tokens: want a whole number",
         '{"prompt":"x","temperature":"hot"}': "temperature: want", '{"prompt":"x","temperature":1e99}': "temperature: want",
         '{"prompt":"x","ignore_eos":1}': "ignore_eos: want", '{"ids":[1,-2]}': "ids[1]: want", '{"ids":7}': "ids: want",
         '{"messages":[{"role":"god","content":""}]}': 'got "god"', '{"messages":[{"role":"user"}]}': "messages[0]: want",
@@ -142,16 +144,27 @@ def test_a_terminal_gets_a_bar_on_standard_error_alone(fake, tmp_path):
 
 
 def test_an_id_that_was_there_is_refused_by_its_name(fake, tmp_path):
-    """Given or by default; a string is no number."""
+    """A string is no number, and what a request is called by default is told apart by its index."""
     requests = [{"id": "a", "prompt": "x"}, {"id": 3, "prompt": "x"}, {"id": "a", "prompt": "x"}, {"prompt": "x"},
                 {"id": "3", "prompt": "x"}, {"prompt": "x"}, {"id": 5, "prompt": "x"}]
     _, got = run(fake, write(tmp_path / "f", requests), "--max-tokens", "2", code=1)
     assert [g["id"] for g in got] == ["a", 3, "a", 3, "3", 5, 5]
-    assert [i for i, g in enumerate(got) if "error" in g] == [2, 3, 6]
+    assert [g["index"] for g in got] == list(range(7))
+    assert [i for i, g in enumerate(got) if "error" in g] == [2]
     assert got[2]["error"] == {"code": "INVALID_ARGUMENT",
                                "message": 'id "a" is that of request 0 of the file: want each once'}
-    assert "id 3 is that of request 1 " in got[3]["error"]["message"]
-    assert "id 5 is that of request 5 " in got[6]["error"]["message"]
+
+
+def test_what_came_before_a_deadline_is_printed_with_the_error():
+    with Daemon(env={"DSD_FAKE_STEP_USEC": "1000"}) as d:
+        c = d.client()
+        want = c.generate("x", temperature=0, ignore_eos=True, max_tokens=400).text.decode()
+        c.close()
+        request = {"prompt": "x", "temperature": 0, "ignore_eos": True, "max_tokens": 100000, "deadline_ms": 300}
+        _, (got,) = run(d, "-", input=json.dumps(request).encode(), code=1)
+        assert got["error"]["code"] == "DEADLINE_EXCEEDED" and got["finish"] is None and "usage" not in got
+        assert 0 < len(got["text"]) and (want.startswith(got["text"]) or got["text"].startswith(want))
+        assert len(got["ids"]) >= len(got["text"].encode())
 
 
 def test_stop_and_ignore_eos_hold_where_a_line_does_not_say(fake, tmp_path):
