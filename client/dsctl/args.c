@@ -220,9 +220,17 @@ static const struct arg_option *find(const struct arg_option *options, size_t n_
 	return NULL;
 }
 
-static int want_value(const struct arg_option *o, const char *got, const char *want)
+static int want_value(const char *name, const char *got, const char *want)
 {
-	return say(STATUS_USAGE, "%s: got '%s', want %s", o->name, got, want);
+	return say(STATUS_USAGE, "%s: got '%s', want %s", name, got, want);
+}
+
+/* Which numbers an option takes, the daemon says; here is what it can be sent. */
+static int want_whole(const char *name, const char *got)
+{
+	bool digits = *got && got[strspn(got, "0123456789")] == 0;
+
+	return want_value(name, got, digits ? "a smaller number" : "a whole number");
 }
 
 static int add_item(struct arg_list *list, const char *item)
@@ -236,7 +244,7 @@ static int add_item(struct arg_list *list, const char *item)
 	return 0;
 }
 
-static int store_value(const struct arg_option *o, void *at, const char *value)
+static int store_value(const struct arg_option *o, const char *name, void *at, const char *value)
 {
 	double v;
 
@@ -252,16 +260,12 @@ static int store_value(const struct arg_option *o, void *at, const char *value)
 	case ARG_LIST:
 		return add_item(at, value);
 	case ARG_U32:
-		return args_u32(value, at)
-			       ? 0
-			       : want_value(o, value, "a whole number from 0 to 4294967295");
+		return args_u32(value, at) ? 0 : want_whole(name, value);
 	case ARG_U64:
-		return args_u64(value, at)
-			       ? 0
-			       : want_value(o, value, "a whole number from 0 to 2^64 - 1");
+		return args_u64(value, at) ? 0 : want_whole(name, value);
 	case ARG_FLOAT:
 		if (!args_float(value, &v) || !isfinite((float)v))
-			return want_value(o, value, "a number");
+			return want_value(name, value, "a number");
 		*(float *)at = (float)v;
 		return 0;
 	case ARG_WAIT:
@@ -269,7 +273,7 @@ static int store_value(const struct arg_option *o, void *at, const char *value)
 		if (!value)
 			return 0;
 		if (!args_float(value, &v) || v < 0 || v > 1e6)
-			return want_value(o, value, "seconds from 0 to 1000000");
+			return want_value(name, value, "seconds from 0 to 1000000");
 		((struct arg_wait *)at)->has_seconds = true;
 		((struct arg_wait *)at)->seconds = v;
 		return 0;
@@ -277,9 +281,9 @@ static int store_value(const struct arg_option *o, void *at, const char *value)
 	return 0;
 }
 
-int args_store(const struct arg_option *option, void *base, const char *value)
+int args_store(const struct arg_option *option, const char *name, void *base, const char *value)
 {
-	int r = store_value(option, (uint8_t *)base + option->offset, value);
+	int r = store_value(option, name, (uint8_t *)base + option->offset, value);
 
 	if (r == 0 && option->bits)
 		*(uint64_t *)((uint8_t *)base + option->set_offset) |= option->bits;
@@ -315,7 +319,9 @@ static int parse_option(struct line *line)
 	}
 	if (o->value && !value && o->kind != ARG_WAIT)
 		return say(STATUS_USAGE, "%s: want a value: %s %s", o->name, o->name, o->value);
-	return args_store(o, base, value);
+	if (base == &line->global && o->kind == ARG_STRING && !*value)
+		return want_value(o->name, value, "a path");
+	return args_store(o, o->name, base, value);
 }
 
 static bool is_option(const char *arg)

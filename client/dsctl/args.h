@@ -68,12 +68,13 @@ int args_run(const struct verb *const *verbs, size_t n_verbs, int argc, char **a
 
 /**
  * args_store() - put one value where its option says
+ * @name:  what to call it in a sentence
  * @base:  the verb's struct
  * @value: NULL where the option has none
  *
  * Return: 0, or an exit status after a sentence; the variable is as it was then.
  */
-int args_store(const struct arg_option *option, void *base, const char *value);
+int args_store(const struct arg_option *option, const char *name, void *base, const char *value);
 
 /* Strict numbers: all of the text, digits only, no sign but a float's. False: it is none, or out of range. */
 bool args_u32(const char *text, uint32_t *ret);

@@ -30,7 +30,8 @@ struct chat {
 	struct conversation talk;
 	struct text dropped; /* the question of a turn that failed; data NULL: none */
 	struct dsc_usage usage;
-	enum dsc_finish finish; /* of the last turn that came to its end; 0: none */
+	enum dsc_finish
+		finish; /* of the last turn; 0: it did not come to its end, or there was none */
 	bool json, edits;
 	bool screen; /* standard output is a terminal */
 	bool leave;
@@ -268,6 +269,7 @@ static int turn(struct chat *c, struct text question)
 
 	free(c->dropped.data);
 	c->dropped = (struct text){};
+	c->finish = 0;
 	if (!a.result ||
 	    conversation_add(&c->talk, DSC_ROLE_USER, question.data, question.bytes) < 0)
 		r = say(STATUS_FAILED, "out of memory");
@@ -377,7 +379,7 @@ static void print_setting(const struct chat *c, const struct arg_option *o)
 
 	fprintf(f, "  %-20s ", o->name + strlen("--"));
 	if (!is_set(c, o))
-		fprintf(f, "default\n");
+		fprintf(f, "%s\n", o->kind == ARG_BITS ? "off" : "default");
 	else if (o->kind == ARG_BITS)
 		fprintf(f, "on\n");
 	else if (o->kind == ARG_FLOAT)
@@ -406,7 +408,7 @@ static const struct arg_option *find_setting(const char *name)
 
 static int run_set(struct chat *c, char *arguments)
 {
-	char *value = arguments + strcspn(arguments, " \t=");
+	char *value = arguments + strcspn(arguments, " \t="), name[64];
 	const struct arg_option *o;
 
 	if (!*arguments) {
@@ -424,14 +426,14 @@ static int run_set(struct chat *c, char *arguments)
 			   arguments);
 	if (!*value)
 		return say(STATUS_FAILED, "/set %s: want a value, or default", arguments);
-	if (strcmp(value, "default") == 0) {
+	snprintf(name, sizeof(name), "/set %s", arguments);
+	if (strcmp(value, "default") == 0 || (o->kind == ARG_BITS && strcmp(value, "off") == 0)) {
 		*(uint64_t *)((uint8_t *)c + o->set_offset) &= ~o->bits;
 		return STATUS_OK;
 	}
 	if (o->kind == ARG_BITS && strcmp(value, "on") != 0)
-		return say(STATUS_FAILED, "/set %s: got '%s', want on or default", arguments,
-			   value);
-	return args_store(o, c, value) == 0 ? STATUS_OK : STATUS_FAILED;
+		return say(STATUS_FAILED, "%s: got '%s', want on or off", name, value);
+	return args_store(o, name, c, value) == 0 ? STATUS_OK : STATUS_FAILED;
 }
 
 static int run_stats(struct chat *c, char *arguments)
@@ -440,7 +442,10 @@ static int run_stats(struct chat *c, char *arguments)
 
 	(void)arguments;
 	if (!c->finish)
-		return say(STATUS_FAILED, "/stats: no turn has come to its end yet");
+		return say(STATUS_FAILED, "/stats: %s",
+			   conversation_last(&c->talk) == c->talk.n && !c->dropped.data
+				   ? "there is no turn yet"
+				   : "the last turn did not come to its end");
 	fprintf(people(c), "prompt_tokens=%u cached_tokens=%u completion_tokens=%u",
 		u->prompt_tokens, u->cached_tokens, u->completion_tokens);
 	/* The first token belongs to the prompt's time. */

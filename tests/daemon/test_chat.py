@@ -184,7 +184,7 @@ def test_set_refuses_what_it_does_not_know_and_keeps_what_was(fake):
     p = pipe(fake, "/set temprature 1\n/set temperature hot\n/set model x\n/set top_k\n/set\n", "--temperature", "0.5", code=1)
     said = p.stderr.decode()
     assert p.stdout == b"" and said.count("dsctl: ") == 4 and re.search(r"temperature +0.5\n", said)
-    assert re.search(r"top-k +default\n", said)
+    assert re.search(r"top-k +default\n", said) and "/set temperature: got 'hot', want a number" in said
     assert re.search(r"temperature +default\n", pipe(fake, "/set temperature default\n/set\n", "--temperature", "1").stderr.decode())
 
 
@@ -206,13 +206,21 @@ def test_an_end_token_is_passed_over_where_that_is_asked_for(fake):
     assert [o["finish"] for o in objects(fake, text + "\n/set ignore_eos on\n/retry\n/set ignore-eos default\n/retry\n", *fixed)] == [
         "eos", "length", "eos"]
     assert objects(fake, text, "--ignore-eos", *fixed)[0]["finish"] == "length"
-    assert b"/set ignore_eos: got 'off', want on or default" in pipe(fake, "/set ignore_eos off", code=1).stderr
+    assert objects(fake, "/set ignore_eos off\n" + text, "--ignore-eos", *fixed)[0]["finish"] == "eos"
+    assert b"/set ignore_eos: got 'no', want on or off" in pipe(fake, "/set ignore_eos no", code=1).stderr
     assert re.search(rb"ignore-eos +on\n", pipe(fake, "/set", "--ignore-eos").stderr)
+    assert re.search(rb"ignore-eos +off\n", pipe(fake, "/set").stderr)
 
 
 def test_retry_undo_and_stats_without_a_turn_are_sentences(fake):
     p = pipe(fake, "/retry\n/undo\n/stats\n", code=1)
     assert p.stdout == b"" and p.stderr.count(b"dsctl: ") == 3 and p.stderr.count(b"\n") == 3
+    assert b"/stats: there is no turn yet" in p.stderr
+
+
+def test_stats_are_those_of_the_last_turn_or_none(fake):
+    p = pipe(fake, "a\n/stats\n/set top_p 7\nb\n/stats\n", "--max-tokens", "2", code=1)
+    assert p.stderr.count(b"prompt_tokens=") == 1 and b"/stats: the last turn did not come to its end" in p.stderr
 
 
 def test_arguments_are_refused_and_no_daemon_is_status_3(fake, tmp_path):
