@@ -69,9 +69,10 @@ static int take_ids(struct generate *g, struct parts *p, size_t n_args)
 	size_t n = 0;
 	int r;
 
-	if (n_args > 0 || g->chat || g->suffix)
+	if (n_args > 0 || g->chat || g->suffix || g->request.set & DSC_SET_PARSE_SPECIAL)
 		return say(STATUS_USAGE,
-			   "--ids is the whole prompt: want no text, --chat or --suffix with it");
+			   "--ids is the whole prompt: want no text, --chat, --suffix or "
+			   "--parse-special with it");
 	r = prompt_ids("--ids", &text, &p->ids, &n);
 	if (r != 0)
 		return r;
@@ -92,6 +93,8 @@ static int take_prompt(struct generate *g, struct parts *p, char **args, size_t 
 		return say(STATUS_USAGE, "--system wants --chat");
 	if (g->suffix && g->chat)
 		return say(STATUS_USAGE, "--suffix and --chat at once");
+	if (g->chat && g->request.set & DSC_SET_PARSE_SPECIAL)
+		return say(STATUS_USAGE, "--parse-special and --chat at once");
 	if (g->ids)
 		return take_ids(g, p, n_args);
 	r = prompt_read(args, n_args, &p->prompt);

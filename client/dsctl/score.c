@@ -178,8 +178,9 @@ static int run(const struct global *global, void *data, char **args, size_t n_ar
 	score->request.size = sizeof(score->request);
 	if ((score->request.set & DSC_SET_LOGPROBS) && !global->json)
 		return say(STATUS_USAGE, "--logprobs wants --json");
-	if (score->ids && n_args > 0)
-		return say(STATUS_USAGE, "--ids is the whole text: want no other with it");
+	if (score->ids && (n_args > 0 || score->request.set & DSC_SET_PARSE_SPECIAL))
+		return say(STATUS_USAGE,
+			   "--ids is the whole text: want no other or --parse-special with it");
 	if (score->ids) {
 		text = (struct text){(char *)score->ids, strlen(score->ids)};
 		r = prompt_ids("--ids", &text, &ids, &score->request.n_ids);

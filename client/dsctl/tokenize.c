@@ -59,6 +59,10 @@ static int run(const struct global *global, void *data, char **args, size_t n_ar
 
 	if (t->system && !t->chat)
 		return say(STATUS_USAGE, "--system wants --chat");
+	if (t->chat && t->request.set & DSC_SET_PARSE_SPECIAL)
+		return say(STATUS_USAGE, "--parse-special and --chat at once");
+	if (t->chat && t->request.set & DSC_SET_ADD_BOS)
+		return say(STATUS_USAGE, "--add-bos and --chat at once");
 	r = prompt_read(args, n_args, &text);
 	if (r != 0)
 		return r;

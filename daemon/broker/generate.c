@@ -440,6 +440,11 @@ static int take_sampling(struct request *r, const Dsd__Sampling *s)
 	r->n_choices = 1;
 	if (!s)
 		return 0;
+	if (s->has_min_tokens && s->has_max_tokens && s->min_tokens > s->max_tokens)
+		return error_set(
+			&r->encode_error, -EINVAL,
+			"generate.sampling.min_tokens: got %u, want at most max_tokens, %u",
+			s->min_tokens, s->max_tokens);
 	r->max_tokens = s->has_max_tokens ? s->max_tokens : 0;
 	p->min_tokens = s->has_min_tokens ? s->min_tokens : 0;
 	if ((set->temperature = s->has_temperature))
@@ -497,6 +502,13 @@ static int take_resume(struct request *r, const Dsd__Resume *resume, const char 
 	return ids_append(&r->resume_ids, resume->generated_ids, resume->n_generated_ids);
 }
 
+static bool is_text(const Dsd__Generate *g)
+{
+	return g->prompt_case == DSD__GENERATE__PROMPT_TEXT ||
+	       (g->prompt_case == DSD__GENERATE__PROMPT_PROMPT_FD &&
+		g->prompt_fd->kind == DSD__PROMPT_KIND__PROMPT_KIND_TEXT);
+}
+
 void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 {
 	const Dsd__Generate *g = frame->generate;
@@ -522,11 +534,13 @@ void rpc_generate(struct conn *c, const Dsd__ClientFrame *frame)
 	s = take_sampling(r, g->sampling);
 	if (s == 0)
 		s = take_resume(r, g->resume, &why);
-	if (s == 0 && g->has_suffix && g->prompt_case != DSD__GENERATE__PROMPT_TEXT &&
-	    (g->prompt_case != DSD__GENERATE__PROMPT_PROMPT_FD ||
-	     g->prompt_fd->kind != DSD__PROMPT_KIND__PROMPT_KIND_TEXT)) {
+	if (s == 0 && g->has_suffix && !is_text(g)) {
 		s = -EINVAL;
 		why = "generate.suffix goes with a text";
+	}
+	if (s == 0 && g->has_parse_special && g->parse_special && !is_text(g)) {
+		s = -EINVAL;
+		why = "generate.parse_special goes with a text";
 	}
 	if (s == 0)
 		switch (g->prompt_case) {

@@ -142,6 +142,10 @@ void rpc_score(struct conn *c, const Dsd__ClientFrame *frame)
 		s = -EINVAL;
 		why = "score.prompt: got nothing, want text, ids or prompt_fd";
 	}
+	if (s == 0 && r->input.is_ids && q->has_parse_special && q->parse_special) {
+		s = -EINVAL;
+		why = "score.parse_special goes with a text";
+	}
 	if (s < 0)
 		request_fail_input(r, s, why);
 	else

@@ -62,6 +62,11 @@ void rpc_tokenize(struct conn *c, const Dsd__ClientFrame *frame)
 		r->input.force_bos = t->has_add_bos && t->add_bos;
 		break;
 	case DSD__TOKENIZE__INPUT_CHAT:
+		if ((t->has_parse_special && t->parse_special) || (t->has_add_bos && t->add_bos)) {
+			s = -EINVAL;
+			why = "tokenize.parse_special and add_bos go with a text";
+			break;
+		}
 		s = request_set_chat(r, t->chat);
 		break;
 	case DSD__TOKENIZE__INPUT_PROMPT_FD:

@@ -66,6 +66,11 @@ def test_errors_are_one_sentence_and_documented_codes(fake, tmp_path):
     assert p.stdout == b"" and b"is 70000: want less than 258" in p.stderr and p.stderr.count(b"\n") == 1
     assert b"unknown verb" in dsctl(fake, "frobnicate", code=2).stderr
     assert b"--temperature" in dsctl(fake, "generate", "--temperature", "hot", "x", code=2).stderr
+    for words in (("generate", "--chat", "x"), ("generate", "--ids", "1"), ("tokenize", "--chat", "x"), ("score", "--ids", "1")):
+        assert b"--parse-special" in dsctl(fake, *words, "--parse-special", code=2).stderr, words
+    assert b"--add-bos" in dsctl(fake, "tokenize", "--chat", "--add-bos", "x", code=2).stderr
+    p = dsctl(fake, "generate", "--min-tokens", "20", "--max-tokens", "12", "x", code=1)
+    assert p.stdout == b"" and b"min_tokens: got 20, want at most max_tokens, 12" in p.stderr
     p = subprocess.run([DSCTL, "--socket", str(tmp_path / "none"), "ping"], capture_output=True, timeout=30)
     assert p.returncode == 3 and str(tmp_path).encode() in p.stderr
 
