@@ -131,6 +131,9 @@ int session_status(const struct session *s)
 
 	if (s->interrupted)
 		return STATUS_INTERRUPTED;
+	if (!dsc_version(s->c) && code == DSC_CODE_PERMISSION_DENIED) /* in place of a greeting */
+		return say(STATUS_CONNECT, "cannot connect to %s: %s: %s", s->path,
+			   dsc_code_name(code), dsc_error(s->c));
 	if (code == DSC_CODE_NONE)
 		return say(STATUS_FAILED, "%s", dsc_error(s->c));
 	return say(code == DSC_CODE_MODEL_INVALID ? STATUS_MODEL : STATUS_FAILED, "%s: %s",

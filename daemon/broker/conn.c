@@ -119,7 +119,8 @@ void conn_accept(struct server *s, int fd, bool admin)
 	}
 	if (peer.uid == OVERFLOW_UID) {
 		refuse(s->io, fd, DSD__CODE__CODE_PERMISSION_DENIED,
-		       "uid 65534 stands for the users of every other user namespace");
+		       "uid 65534 (nobody) stands for every user of other user namespaces: "
+		       "connect as a user of its own");
 		return;
 	}
 	if (s->stopping) {

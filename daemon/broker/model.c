@@ -682,7 +682,7 @@ void model_on_pid(struct model *m)
 		retry_later(m);
 	if (died_often) {
 		snprintf(reason, sizeof(reason),
-			 "%u workers died within a minute, and it is tried on: %s",
+			 "%u workers died within a minute; the daemon goes on trying: %s",
 			 MODEL_DEATHS_MAX, text);
 		model_set_state(m, DSD__STATE__STATE_DEGRADED, reason);
 	} else if (m->state == DSD__STATE__STATE_READY) {

@@ -5,7 +5,7 @@
  *   LOADING ──► READY ──► (worker dies) ──► LOADING ...     with back-off
  *      │          └─────► IDLE: nobody asked for long; the next request loads it again
  *      └──────► DEGRADED: the worker said why the files cannot be served,
- *               or three workers died within a minute (then another is tried with back-off)
+ *               or three workers died within a minute (then another is started with back-off)
  *
  * The worker is watched by pidfd. When it dies a new one is started and its sequences go on where they
  * were; pool and image stay, the channel is new.

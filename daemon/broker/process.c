@@ -136,8 +136,8 @@ static void add_source(uint8_t source[HASH_MAC_BYTES], const uint8_t key[HASH_KE
 		source[i] ^= mac[i];
 }
 
-static int send_file(struct process *p, int dir, const char *name, const char *as,
-		     uint8_t source[HASH_MAC_BYTES], struct error *err)
+static int send_file(struct process *p, int dir, const char *name, uint8_t source[HASH_MAC_BYTES],
+		     struct error *err)
 {
 	_cleanup_(fd_closep) int fd =
 		openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -149,60 +149,43 @@ static int send_file(struct process *p, int dir, const char *name, const char *a
 		return error_set(err, -errno, "%.200s: %m", name);
 	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
 		return error_set(err, -EINVAL, "%.200s: want a regular file", name);
-	if (strlen(as) >= sizeof(msg.text))
-		return error_set(err, -ENAMETOOLONG, "%.64s...: the name is too long", as);
-	strcpy(msg.text, as);
-	add_source(source, p->server->packed.key, as, &st);
+	if (strlen(name) >= sizeof(msg.text))
+		return error_set(err, -ENAMETOOLONG, "%.64s...: the name is too long", name);
+	strcpy(msg.text, name);
+	add_source(source, p->server->packed.key, name, &st);
 	r = process_send(p, &msg, &fd, 1);
 	return r < 0 ? error_set(err, r, "passing %.200s to the worker: %m", name) : 0;
 }
 
-static int send_directory(struct process *p, int fd, const char *path,
-			  uint8_t source[HASH_MAC_BYTES], struct error *err)
+int process_send_files(struct process *p, const char *path, uint8_t ret_source[HASH_MAC_BYTES],
+		       struct error *err)
 {
-	DIR *dir = fdopendir(fd);
+	DIR *dir = opendir(path);
 	uint32_t n = 0;
 	struct dirent *d;
 	int r = 0;
 
-	if (!dir) {
-		r = error_set(err, -errno, "%.300s: %m", path);
-		close(fd);
-		return r;
-	}
+	memset(ret_source, 0, HASH_MAC_BYTES);
+	if (!dir && errno == ENOTDIR)
+		return error_set(err, -ENOTDIR,
+				 "%.300s: not a directory: want one with config.json and "
+				 "*.safetensors in it",
+				 path);
+	if (!dir)
+		return error_set(err, -errno, "%.300s: %m", path);
 	while (r == 0 && (d = readdir(dir))) {
 		if (!wanted_file(d->d_name))
 			continue;
 		if (++n > FILES_MAX)
 			r = error_set(err, -E2BIG, "%.300s: more than %u files", path, FILES_MAX);
 		else
-			r = send_file(p, dirfd(dir), d->d_name, d->d_name, source, err);
+			r = send_file(p, dirfd(dir), d->d_name, ret_source, err);
 	}
 	closedir(dir);
 	if (r == 0 && n == 0)
 		r = error_set(err, -ENOENT, "%.300s: no config.json and no *.safetensors in it",
 			      path);
 	return r;
-}
-
-int process_send_files(struct process *p, const char *path, uint8_t ret_source[HASH_MAC_BYTES],
-		       struct error *err)
-{
-	struct stat st;
-	int fd;
-
-	memset(ret_source, 0, HASH_MAC_BYTES);
-
-	if (stat(path, &st) < 0)
-		return error_set(err, -errno, "%.300s: %m", path);
-	if (S_ISDIR(st.st_mode)) {
-		fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (fd < 0)
-			return error_set(err, -errno, "%.300s: %m", path);
-		return send_directory(p, fd, path, ret_source, err);
-	}
-	return send_file(p, AT_FDCWD, path, strrchr(path, '/') ? strrchr(path, '/') + 1 : path,
-			 ret_source, err);
 }
 
 /* One descriptor is taken, whatever comes besides is closed: the control buffer's padding holds two. */

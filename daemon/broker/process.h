@@ -30,7 +30,7 @@ int process_spawn(struct process *p, struct server *s, struct error *err);
 int process_send(struct process *p, const struct control_msg *msg, const int *fds, size_t n_fds);
 /**
  * process_send_files() - a model's files, read-only
- * @path:       a directory in Hugging Face's layout, or one file
+ * @path:       a directory in Hugging Face's layout
  * @ret_source: MAC of what the kernel says of the files: the same as long as nobody wrote to them
  * Return: 0; -errno with a sentence that names the file.
  */

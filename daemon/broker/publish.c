@@ -58,8 +58,9 @@ static void publish_ready(struct request *r)
 	r->n_choices = 1;
 	r->choices[0].request = r;
 	if (cfg.n_ids < PAGE_TOKENS)
-		s = error_set(&err, -EINVAL, "the prefix has %u tokens: want at least a page of %u",
-			      cfg.n_ids, PAGE_TOKENS);
+		s = error_set(&err, -EINVAL,
+			      "the prefix has %u token%s: want at least a page of %u", cfg.n_ids,
+			      cfg.n_ids == 1 ? "" : "s", PAGE_TOKENS);
 	else if (cfg.n_ids > room)
 		s = error_set(&err, -EINVAL, "the prefix has %u tokens: want at most %u", cfg.n_ids,
 			      room);

@@ -80,10 +80,6 @@ static uint64_t file_bytes(const char *path)
 	struct stat st;
 	DIR *dir;
 
-	if (stat(path, &st) < 0)
-		return 0;
-	if (!S_ISDIR(st.st_mode))
-		return (uint64_t)st.st_size;
 	dir = opendir(path);
 	while (dir && (d = readdir(dir)))
 		if (strstr(d->d_name, ".safetensors") &&

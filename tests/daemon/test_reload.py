@@ -208,6 +208,8 @@ def test_models_are_loaded_and_unloaded_at_run_time(tmp_path):
         assert f.error.code == pb.CODE_INVALID_ARGUMENT and "reload" in f.error.message
         f, _ = do(admin, load=pb.Load(path=str(tmp_path / "none")))
         assert f.error.code == pb.CODE_MODEL_INVALID and "none" in f.error.message
+        f, _ = do(admin, load=pb.Load(path="/etc/passwd"))
+        assert f.error.code == pb.CODE_MODEL_INVALID and "/etc/passwd: not a directory: want" in f.error.message
         c.start("x", id=50, model="two", max_tokens=200, ignore_eos=True)
         while c.recv().WhichOneof("msg") != "delta":
             pass

@@ -149,6 +149,8 @@ def test_wrong_lines_are_sentences(daemon):
     assert b"want a name" in dsctl(daemon, "publish", code=2).stderr
     assert b"--ids is the whole prefix" in dsctl(daemon, "publish", "x", "--ids", "1", "text", code=2).stderr
     assert b"at least a page of 64" in dsctl(daemon, "publish", "x", "short", code=1).stderr
+    assert b"the prefix has 1 token:" in dsctl(daemon, "publish", "x", "--ids", "1", code=1).stderr
+    assert b"--socket: got '', want a path" in dsctl(daemon, "ping", "--socket", "", code=2).stderr
     assert b"no model of that name" in dsctl(daemon, "evict", "none", code=1).stderr
     assert b"want one" in dsctl(daemon, "unpublish", "a", "b", code=2).stderr
 
@@ -246,6 +248,9 @@ def test_who_may_not_administrate_is_told_who_may(daemon):
                                  "try sudo\n" % daemon.dir)
     assert ask(daemon, "ps", **other) == {"requests": []}
     assert b"no request %d" % number in dsctl(daemon, "cancel", str(number), code=1, **other).stderr
+    nobody = dict(other, user=65534, group=65534)
+    said = [dsctl(daemon, *words, code=3, **nobody).stderr.decode() for words in (("ping",), ("ps",), ("generate", "x"))]
+    assert all("cannot connect to %s/dsd.sock: " % daemon.dir in s and "connect as a user of its own" in s for s in said)
 
 
 # top -------------------------------------------------------------------------------------------------------
