@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """tests/claims itself: it fails when a row does not hold."""
 import os
+import random
 import subprocess
 import sys
 
@@ -43,3 +44,14 @@ def test_list_names_rows_and_others_are_refused(tmp_path):
     assert claims(tmp_path, "--list") == (0, "a-row            One line.\n")
     assert claims(tmp_path, "b-row")[0] == 2
     assert claims(tmp_path, "a-row", "--fraction", "0")[0] == 2
+
+
+def test_the_bar_of_a_sample_is_missed_once_in_a_thousand_and_the_whole_ones_is_the_rows():
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    from starter import bar
+    rng = random.Random(1)
+    for n, want in ((20, 0.8), (100, 0.89)):
+        assert bar(0.95, n, False) == want and bar(0.95, n, True) == 0.95
+        runs = [sum(rng.random() < 0.96 for _ in range(n)) / n for _ in range(20000)]
+        assert sum(x < want for x in runs) < 20 <= sum(x <= want for x in runs)
+    assert bar(0.95, 10 ** 3, False) < 0.95
