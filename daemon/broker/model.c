@@ -491,6 +491,8 @@ static void become_ready(struct model *m)
 		m->cfg.name, (double)(io_now_usec(m->server->io) - m->worker.born_usec) / 1e6,
 		h->arch, (double)h->n_params / 1e6, pool_n_pages(m->pool),
 		(unsigned long long)pool_geometry(m->pool)->stride, page_entry_name(h->entry));
+	if (!m->tested)
+		sched_forget_stats(m->sched); /* the self-test's own */
 	m->tested = true;
 	m->progress = 1;
 	m->used_usec = io_now_usec(m->server->io);

@@ -755,6 +755,11 @@ void sched_get_stats(const struct sched *s, struct sched_stats *ret)
 	ret->pages_published = pool_n_pages(s->cfg.pool) - sched_n_pages(s);
 }
 
+void sched_forget_stats(struct sched *s)
+{
+	s->stats = (struct sched_stats){};
+}
+
 uint32_t sched_held_pages(const struct sched *s, uid_t uid)
 {
 	uint32_t n = 0;

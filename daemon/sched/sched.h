@@ -174,6 +174,8 @@ void sched_fail_unsuspected(struct sched *s);
 void sched_fail_all(struct sched *s);
 
 void sched_get_stats(const struct sched *s, struct sched_stats *ret);
+/** sched_forget_stats() - what was counted so far was nobody's. */
+void sched_forget_stats(struct sched *s);
 /** sched_held_pages() - in the block tables of @uid's sequences, and in its sessions. Time: linear; for checks. */
 uint32_t sched_held_pages(const struct sched *s, uid_t uid);
 /** sched_check() - invariants, for tests: pages of sequences and the pool agree, slots too. */

@@ -98,6 +98,25 @@ def test_a_reload_changes_the_model_and_disturbs_nobody(tmp_path):
         assert greedy(c) == new
 
 
+def test_counters_are_of_requests_alone_and_begin_anew_with_a_reload(tmp_path):
+    with Daemon(*SMALL, fake=False, model=synthetic(tmp_path / "m", 1)) as d:
+        c, admin = d.client(), Client(d.admin)
+
+        def counters():
+            (m,) = c.stats().models
+            return m.steps, m.rows, m.prompt_tokens, m.generated_tokens, m.cached_tokens, m.worker_usec
+
+        assert os.listdir(os.path.join(d.dir, "state", "selftest"))  # there was one
+        assert counters() == (0,) * 6
+        greedy(c, n=5)
+        assert counters()[2:5] == (len("hello there") + 1, 5, 0)
+        os.kill(d.worker_pid(), signal.SIGKILL)
+        greedy(c, n=5)
+        assert counters()[3] == 10
+        ack(admin, reload=pb.Reload())
+        assert counters() == (0,) * 6
+
+
 def test_a_reload_of_the_same_files_keeps_what_is_cached(tmp_path):
     path = synthetic(tmp_path / "m", 1)
     text = "a text of more than one page, so that a page of it is found again. " * 3
