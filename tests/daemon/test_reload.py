@@ -309,9 +309,10 @@ def test_a_new_worker_of_changed_files_fails_what_the_old_one_left(tmp_path):
     path = synthetic(tmp_path / "m", 1)
     with Daemon(*SMALL, fake=False, model=path) as d:
         c = d.client()
-        start_streams(c, 2, 4000)
+        pid = d.worker_pid()
         synthetic(path, 2)
-        os.kill(d.worker_pid(), signal.SIGKILL)
+        start_streams(c, 2, 4000)  # which last for milliseconds
+        os.kill(pid, signal.SIGKILL)
         errors = []
         while len(errors) < 2:
             f = c.recv()
