@@ -14,6 +14,7 @@
 #include "broker/model_impl.h"
 #include "broker/request.h"
 #include "broker/server.h"
+#include "layout/channel.h"
 #include "pool/pool.h"
 
 /* The old one finishes what it has, under a name that nobody finds. */
@@ -95,13 +96,29 @@ static uint64_t weight_bytes(const struct model *m)
 	return m->vocab ? m->image.h->weight_bytes : 0;
 }
 
+/* What weights will take: what their files say, taken for bf16 where they are quantised, and no less than
+ * what the same files take already. */
+static uint64_t expected_bytes(const struct model *next)
+{
+	const struct server *s = next->server;
+	uint64_t bytes = file_bytes(next->cfg.path);
+
+	if (s->cfg.worker_weights == CONTROL_WEIGHTS_Q8)
+		bytes = bytes / 128 * 65; /* 8.125 bits of 16 */
+	else if (s->cfg.worker_weights == CONTROL_WEIGHTS_Q4)
+		bytes = bytes / 32 * 9; /* 4.5 bits of 16 */
+	for (uint32_t i = 0; i < s->n_models; i++)
+		if (strcmp(s->models[i]->cfg.path, next->cfg.path) == 0)
+			bytes = MAX(bytes, weight_bytes(s->models[i]));
+	return bytes;
+}
+
 /* Weights and pools that are here, and those that are to come, against memory.max. */
 static int check_memory(const struct model *next, struct error *err)
 {
 	const struct server *s = next->server;
 	const struct model *old = next->replaces;
-	uint64_t used = 0, more = MAX(file_bytes(next->cfg.path), old ? weight_bytes(old) : 0);
-	uint64_t max = s->cfg.memory_max;
+	uint64_t used = 0, more = expected_bytes(next), max = s->cfg.memory_max;
 	struct sysinfo info;
 
 	if (max == 0) {

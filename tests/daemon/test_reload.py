@@ -213,6 +213,28 @@ def test_memory_for_both_or_drain(tmp_path):
         assert c.stats().requests_failed == 0 or "memory" in d.read_log()
 
 
+STARTER = os.path.join(SOURCE, "packaging", "starter-model", "model")
+
+
+@pytest.mark.skipif(not os.path.exists(os.path.join(STARTER, "model.safetensors")), reason="no starter model")
+@pytest.mark.parametrize("weights, bytes", [("bf16", 9.2e6), ("q8", 6.1e6), ("q4", 4.2e6)])
+def test_memory_is_counted_as_weights_will_be_and_not_as_their_files_are(weights, bytes):
+    """Two pools of 4 MiB each time, and bf16 files of 8.9 MB that are loaded a second time."""
+    for extra, fits in ((1e6, True), (-1e6, False)):
+        most = int(2 * bytes + 2 * (4 << 20) + extra)
+        with Daemon("--set", "pool.size=4M", "--set", "worker.weights=" + weights, "--set", "memory.max=%d" % most,
+                    fake=False, model=STARTER) as d:
+            c, admin = d.client(), Client(d.admin)
+            assert abs(c.models()[0].weight_bytes - bytes) < 1e5
+            for verb in (dict(reload=pb.Reload()), dict(load=pb.Load(path=STARTER, name="other"))):
+                f, _ = do(admin, **verb)
+                if fits:
+                    assert f.WhichOneof("msg") == "ack", f
+                    until(lambda: "the old one is unloaded" in d.read_log())
+                else:
+                    assert f.error.code == pb.CODE_RESOURCE_EXHAUSTED and "memory.max" in f.error.message, f
+
+
 def test_models_are_loaded_and_unloaded_at_run_time(tmp_path):
     one, two = synthetic(tmp_path / "one", 1), synthetic(tmp_path / "two", 2)
     with Daemon(*SMALL, fake=False, model=one) as d:
