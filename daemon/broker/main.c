@@ -274,7 +274,7 @@ static int take_sockets(struct server *s, struct error *err)
 		} else if (r == 0 && sd_is_socket_unix(fd, SOCK_STREAM, 1, NULL, 0) > 0) {
 			fcntl(fd, F_SETFD, FD_CLOEXEC);
 			r = check_socket(fd, admin, err);
-			r = r ?: server_listen(s, fd, admin, err);
+			r = r ?: server_listen(s, fd, admin, false, err);
 		}
 		free(names[i]);
 	}
@@ -316,15 +316,13 @@ static int open_sockets(struct server *s, const struct options *o, struct error 
 	fd = listen_at(o->socket, 0660, err);
 	if (fd < 0)
 		return fd;
-	s->n_own_sockets++;
-	r = server_listen(s, fd, false, err);
+	r = server_listen(s, fd, false, true, err);
 	if (r < 0)
 		return r;
 	fd = listen_at(admin, 0600, err);
 	if (fd < 0)
 		return fd;
-	s->n_own_sockets++;
-	return server_listen(s, fd, true, err);
+	return server_listen(s, fd, true, true, err);
 }
 
 /* $DSD_WORKER, beside dsd, or where packages put it. */
@@ -370,7 +368,6 @@ static int run(const struct options *o, struct error *err)
 	struct error unwatched = {}, unkept = {};
 	struct io *io = NULL;
 	struct server s;
-	uint32_t n_made;
 	int r;
 
 	if (o->state) {
@@ -395,16 +392,8 @@ static int run(const struct options *o, struct error *err)
 		log_info("memory pressure is not watched: %s", error_text(&unwatched, 0));
 	if (r == 0)
 		r = server_run(&s, err);
-	n_made = s.n_own_sockets;
 	server_done(&s);
 	io_free(io);
-	/* The files of the sockets that are ours, in the order in which they were made. */
-	if (o->socket && n_made > 0)
-		unlink(o->socket);
-	if (o->socket && n_made > 1) {
-		admin_path(o, worker);
-		unlink(worker);
-	}
 	return r;
 }
 

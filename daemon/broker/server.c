@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -155,6 +157,23 @@ int server_init(struct server *s, struct io *io, const struct config *cfg, const
 	return r < 0 ? error_set(err, r, "starting the server: %m") : 0;
 }
 
+/* Nobody finds a socket of our own any more, or can connect to it: its queue refuses as one that is closed does,
+ * while who accepts from it still is under way. One of systemd's is left to those who come after us. */
+static void withdraw_listeners(struct server *s)
+{
+	for (uint32_t i = 0; i < s->n_listeners; i++) {
+		struct sockaddr_un addr = {};
+		socklen_t n = sizeof(addr);
+
+		if (!s->listeners[i].own)
+			continue;
+		if (getsockname(s->listeners[i].fd, (struct sockaddr *)&addr, &n) == 0)
+			unlink(addr.sun_path);
+		shutdown(s->listeners[i].fd, SHUT_RDWR);
+		s->listeners[i].own = false;
+	}
+}
+
 void server_done(struct server *s)
 {
 	for (uint32_t i = 0; i < s->conns.n_alloc; i++)
@@ -188,6 +207,7 @@ void server_done(struct server *s)
 		model_free(s->models[i]);
 	store_done(&s->store);
 	packed_close(s);
+	withdraw_listeners(s);
 	for (uint32_t i = 0; i < s->n_listeners; i++)
 		fd_close(s->listeners[i].fd);
 	fd_close(s->signal_fd);
@@ -201,23 +221,22 @@ void server_done(struct server *s)
 	explicit_bzero(s->key, sizeof(s->key));
 }
 
-int server_listen(struct server *s, int fd, bool admin, struct error *err)
+int server_listen(struct server *s, int fd, bool admin, bool own, struct error *err)
 {
+	uint32_t i = s->n_listeners;
 	int r;
 
-	if (s->n_listeners == SERVER_LISTENERS_MAX) {
+	if (i == SERVER_LISTENERS_MAX) {
 		close(fd);
 		return error_set(err, -E2BIG, "more than %u listening sockets",
 				 SERVER_LISTENERS_MAX);
 	}
-	r = io_accept(s->io, fd, tag_make(TAG_LISTEN, s->n_listeners, 0));
-	if (r < 0) {
-		close(fd);
-		return error_set(err, r, "accepting connections: %m");
-	}
-	s->listeners[s->n_listeners].fd = fd;
-	s->listeners[s->n_listeners++].admin = admin;
-	return 0;
+	s->listeners[i].fd = fd;
+	s->listeners[i].admin = admin;
+	s->listeners[i].own = own;
+	s->n_listeners++;
+	r = io_accept(s->io, fd, tag_make(TAG_LISTEN, i, 0));
+	return r < 0 ? error_set(err, r, "accepting connections: %m") : 0;
 }
 
 static int watch_signals(struct server *s, struct error *err)
@@ -252,7 +271,7 @@ static void on_accept(struct server *s, const struct io_event *ev)
 
 	if (ev->res >= 0)
 		conn_accept(s, ev->res, s->listeners[i].admin);
-	else if (ev->res != -ECONNABORTED)
+	else if (ev->res != -ECONNABORTED && !s->stopping)
 		log_warning("accept: %s", strerror(-ev->res));
 	if (!ev->last || s->stopping)
 		return;
@@ -294,13 +313,14 @@ static void reload_all(struct server *s)
 	notify_reloaded();
 }
 
-/* Who connects from now on waits for the next daemon, where systemd keeps the sockets. */
+/* Who connects from now on waits for the next daemon, where systemd keeps the sockets, and finds none elsewhere. */
 static void begin_to_stop(struct server *s)
 {
 	s->stopping = true;
 	s->stop_usec += s->cfg.stop_seconds * UINT64_C(1000000);
 	for (uint32_t i = 0; i < s->n_listeners; i++)
 		io_cancel(s->io, s->listeners[i].fd);
+	withdraw_listeners(s);
 	notify_stopping();
 }
 

@@ -88,9 +88,9 @@ struct server {
 		int fd;
 		uint64_t retry_usec; /* accepting failed; 0: it is armed */
 		bool admin;          /* its connections speak the administrative table */
+		bool own;            /* made by us: its file is ours to remove */
 	} listeners[SERVER_LISTENERS_MAX];
 	uint32_t n_listeners;
-	uint32_t n_own_sockets; /* made by us: their files are ours to remove */
 	int signal_fd;
 	struct table conns, requests;
 	struct conn *doomed, *dirty;
@@ -113,8 +113,9 @@ struct server {
 int server_init(struct server *s, struct io *io, const struct config *cfg, const char *worker_path,
 		bool fake_worker, struct error *err);
 void server_done(struct server *s);
-/** server_listen() - serve a listening socket; the descriptor becomes the server's. */
-int server_listen(struct server *s, int fd, bool admin, struct error *err);
+/** server_listen() - serve a listening socket; the descriptor becomes the server's, and where it is @own so does
+ * its file: the daemon removes it as soon as it is told to stop. */
+int server_listen(struct server *s, int fd, bool admin, bool own, struct error *err);
 /** server_run() - the loop, until SIGTERM or SIGINT. Return: 0 or -errno. */
 int server_run(struct server *s, struct error *err);
 

@@ -77,6 +77,31 @@ def test_the_socket_and_the_state_have_their_modes(tmp_path):
         assert os.stat(tmp_path / "state").st_mode & 0o777 == 0o700
 
 
+def test_a_daemon_that_stops_is_not_found_any_more():
+    """Its own sockets go when it is told to stop, not when its last request has ended; those of a manager stay."""
+    for kind, left in ((Daemon, False), (Managed, True)):
+        with kind("--set", "stop.seconds=600", env={"DSD_FAKE_STEP_USEC": "1000"}) as d:
+            c, late = d.client(), d.client()
+            c.start("x", max_tokens=8000, ignore_eos=True)
+            while c.recv().WhichOneof("msg") != "delta":
+                pass
+            held = os.open(d.socket, os.O_PATH)  # the file, whatever its name is
+            d.process.send_signal(signal.SIGTERM)
+            while late.generate("x", max_tokens=1).error is None:
+                pass
+            assert [os.path.exists(p) for p in (d.socket, d.admin)] == [left] * 2
+            for path in (d.socket, "/proc/self/fd/%d" % held):
+                if left:
+                    socket.socket(socket.AF_UNIX).connect(path)
+                else:
+                    with pytest.raises((FileNotFoundError, ConnectionRefusedError)):
+                        socket.socket(socket.AF_UNIX).connect(path)
+            os.close(held)
+            assert d.alive() and "accept: " not in d.read_log()
+            d.process.send_signal(signal.SIGTERM)
+            assert d.process.wait(20) == 0
+
+
 def test_sigterm_with_streams_running_leaves_at_once_and_nothing_behind():
     with Daemon(env={"DSD_FAKE_STEP_USEC": "1000"}) as d:
         worker = d.worker_pid()

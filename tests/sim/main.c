@@ -112,9 +112,9 @@ static int simulate(struct sim *s, struct error *err)
 	if (r == 0)
 		r = clients_init(s);
 	if (r == 0)
-		r = server_listen(&s->server, SIM_LISTEN_FD, false, err);
+		r = server_listen(&s->server, SIM_LISTEN_FD, false, false, err);
 	if (r == 0)
-		r = server_listen(&s->server, SIM_ADMIN_FD, true, err);
+		r = server_listen(&s->server, SIM_ADMIN_FD, true, false, err);
 	if (r == 0)
 		r = server_run(&s->server, err);
 	/* The numbers of our sockets are nobody's to close for real. */
