@@ -41,7 +41,12 @@ extern "C" {
 /* How a weight is kept. K_Q8 and K_Q4: integers of 8 and 4 bits with their scales (8.125 and 4.5 bits a
  * number); their products take the activations in 8 bits too, one scale for 128 numbers. */
 enum k_type { K_F32, K_BF16, K_Q8, K_Q4, _K_TYPE_MAX };
-enum k_entry { K_ENTRY_F32, K_ENTRY_BF16, K_ENTRY_INT8 }; /* as enum page_entry of the daemon */
+/* How a row of the cache is kept, as enum page_entry of the daemon. K_ENTRY_INT8: the latent in 8 bits, [rank]
+ * int8; then the f32 scale of each K_ENTRY_GROUP of it, the last possibly of fewer numbers; then the rope part in
+ * bf16: 656 bytes for 512 + 64. rank is a multiple of 4. A latent is the bf16 number nearest to
+ * int8 * scale. */
+enum k_entry { K_ENTRY_F32, K_ENTRY_BF16, K_ENTRY_INT8 };
+#define K_ENTRY_GROUP 128u
 
 struct kernels;  /* one device with its op table (below) */
 struct k_buffer; /* f32 activations [max_rows, width] on the device */

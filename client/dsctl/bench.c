@@ -35,7 +35,7 @@ static const struct arg_option options[] = {
 	 .offset = offsetof(struct bench, memory)},
 	{"--price-per-hour", "P", "of this machine: shows what a million tokens cost", ARG_STRING,
 	 .offset = offsetof(struct bench, price)},
-	{"--quality", NULL, "compare bf16, q8 and q4 with f32 instead", ARG_FLAG,
+	{"--quality", NULL, "compare bf16, q8, q4 and an int8 cache with f32 instead", ARG_FLAG,
 	 .offset = offsetof(struct bench, quality)},
 };
 

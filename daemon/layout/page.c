@@ -16,9 +16,9 @@ uint32_t page_entry_row_bytes(enum page_entry entry, uint32_t kv_lora_rank, uint
 	case PAGE_ENTRY_BF16:
 		return 2 * (kv_lora_rank + qk_rope);
 	case PAGE_ENTRY_INT8:
-		if (kv_lora_rank % 128)
+		if (kv_lora_rank % 4)
 			return 0;
-		return kv_lora_rank + kv_lora_rank / 128 * 4 + 2 * qk_rope;
+		return kv_lora_rank + (kv_lora_rank + 127) / 128 * 4 + 2 * qk_rope;
 	default:
 		return 0;
 	}

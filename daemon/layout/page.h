@@ -26,7 +26,7 @@ typedef uint32_t page_id; /* index into the pool */
 enum page_entry {
 	PAGE_ENTRY_F32,  /* 4 bytes a number */
 	PAGE_ENTRY_BF16, /* 2 bytes a number */
-	PAGE_ENTRY_INT8, /* latent int8 + one f32 scale per 128, rope bf16 */
+	PAGE_ENTRY_INT8, /* latent int8, an f32 scale for each 128 of it begun, rope bf16 */
 	_PAGE_ENTRY_MAX
 };
 

@@ -564,6 +564,7 @@ static void print_json(const struct bench *b)
 		struct json_object *o = json_object_new_object();
 
 		put_text(o, "weights", q->weights);
+		put_text(o, "entry", q->entry);
 		put_number(o, "kl", q->kl);
 		put_number(o, "top1", q->top1);
 		json_object_object_add(o, "tokens", json_object_new_int64(q->n_tokens));
@@ -619,9 +620,9 @@ static void print_text(const struct bench *b)
 	for (uint32_t i = 0; b->o->quality && i < BENCH_QUALITY_MAX; i++) {
 		const struct bench_quality *q = &b->quality[i];
 
-		printf("%-5s against f32: KL divergence %.6f nats, same top token %.1f%%, "
-		       "%u tokens, weights of %.4g MB\n",
-		       q->weights, q->kl, 100 * q->top1, q->n_tokens,
+		printf("%-4s weights, %s cache against f32: KL divergence %.6f nats, same top "
+		       "token %.1f%%, %u tokens, weights of %.4g MB\n",
+		       q->weights, q->entry, q->kl, 100 * q->top1, q->n_tokens,
 		       (double)q->weight_bytes * 1e-6);
 	}
 }

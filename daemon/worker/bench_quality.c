@@ -41,10 +41,10 @@ static void subject_done(struct subject *s)
 
 static int subject_open(struct subject *s, const struct files *files,
 			const struct kernels_config *cpu, enum control_weights weights,
-			struct error *err)
+			enum page_entry entry, struct error *err)
 {
 	const struct load_options options = {
-		.weights = weights, .entry = _PAGE_ENTRY_MAX, .n_context = N_TOKENS};
+		.weights = weights, .entry = entry, .n_context = N_TOKENS};
 	struct image_stream streams[IMAGE_LAYERS_MAX];
 	const struct model_config *m;
 	struct load_facts facts;
@@ -129,7 +129,7 @@ static int write_text(struct subject *s, uint32_t number, uint32_t ids[static N_
 static int read_text(struct subject *s, const uint32_t ids[static N_TOKENS], float *ret,
 		     struct error *err)
 {
-	int r = step(s, ids, 0, N_TOKENS, false, err);
+	int r = step(s, ids, 0, N_TOKENS, true, err);
 
 	for (uint32_t i = 0; r >= 0 && i < N_TOKENS; i += N_PICKS) {
 		uint32_t picks[N_PICKS];
@@ -174,9 +174,11 @@ int bench_quality_run(struct bench_quality ret[static BENCH_QUALITY_MAX], const 
 	static const struct {
 		enum control_weights weights;
 		const char *name;
-	} kinds[BENCH_QUALITY_MAX] = {{CONTROL_WEIGHTS_BF16, "bf16"},
-				      {CONTROL_WEIGHTS_Q8, "q8"},
-				      {CONTROL_WEIGHTS_Q4, "q4"}};
+		enum page_entry entry;
+	} kinds[BENCH_QUALITY_MAX] = {{CONTROL_WEIGHTS_BF16, "bf16", PAGE_ENTRY_BF16},
+				      {CONTROL_WEIGHTS_Q8, "q8", PAGE_ENTRY_BF16},
+				      {CONTROL_WEIGHTS_Q4, "q4", PAGE_ENTRY_BF16},
+				      {CONTROL_WEIGHTS_F32, "f32", PAGE_ENTRY_INT8}};
 	_cleanup_(freep) float *want = NULL, *got = NULL;
 	uint32_t ids[N_SEQUENCES][N_TOKENS];
 	size_t text = 0;
@@ -186,7 +188,7 @@ int bench_quality_run(struct bench_quality ret[static BENCH_QUALITY_MAX], const 
 		_cleanup_(subject_done) struct subject s = {};
 
 		r = subject_open(&s, files, cpu, i ? kinds[i - 1].weights : CONTROL_WEIGHTS_F32,
-				 err);
+				 i ? kinds[i - 1].entry : PAGE_ENTRY_F32, err);
 		if (r >= 0 && i == 0) {
 			text = (size_t)N_TOKENS * s.n_vocab;
 			want = calloc(N_SEQUENCES * text, sizeof(*want));
@@ -194,8 +196,10 @@ int bench_quality_run(struct bench_quality ret[static BENCH_QUALITY_MAX], const 
 			r = want && got ? 0 : -ENOMEM;
 		}
 		if (i > 0)
-			ret[i - 1] = (struct bench_quality){.weights = kinds[i - 1].name,
-							    .weight_bytes = s.weight_bytes};
+			ret[i - 1] =
+				(struct bench_quality){.weights = kinds[i - 1].name,
+						       .entry = page_entry_name(kinds[i - 1].entry),
+						       .weight_bytes = s.weight_bytes};
 		for (uint32_t q = 0; r >= 0 && q < N_SEQUENCES; q++) {
 			if (i == 0)
 				r = write_text(&s, q, ids[q], err);

@@ -147,8 +147,7 @@ static int cpu_step_begin(struct kernels *k, const struct k_step *step, const st
 	struct cpu *c = cpu_of(k);
 	uint32_t row = 0;
 
-	if (step->n_rows == 0 ||
-	    pool->entry > K_ENTRY_BF16) /* int8 entries come with their kernels */
+	if (step->n_rows == 0 || pool->entry > K_ENTRY_INT8)
 		return -EINVAL;
 	for (uint32_t i = 0; i < step->n_segments; i++) {
 		int r = segment_check(step, &step->segments[i], row, pool);

@@ -110,6 +110,8 @@ struct cpu_isa {
 	void (*exp)(float *y, const float *x, float max, float t, uint32_t n);
 	void (*softmax_tile)(const struct softmax_tile *s);
 	void (*load_bf16)(float *y, const uint16_t *x, uint32_t n);
+	/* A row of K_ENTRY_INT8 as one of K_ENTRY_BF16. */
+	void (*load_int8)(uint16_t *y, const uint8_t *row, uint32_t rank, uint32_t rope);
 	void (*mla_scores_bf16)(const struct mla_tile *t);
 	void (*mla_values_bf16)(const struct mla_tile *t);
 	void (*tile_q8)(const struct q_tile *t);
@@ -242,6 +244,12 @@ void cpu_product(const struct cpu_isa *isa, float *const *y, struct operand x, u
 /* y[r] = x[r] W^T over row pointers; forks. */
 void cpu_linear(struct cpu *c, float *const *y, const float *const *x, uint32_t n_rows,
 		const struct k_weight *w);
+
+/* Scales of a row of K_ENTRY_INT8. */
+static inline uint32_t cpu_entry_groups(uint32_t rank)
+{
+	return (rank + K_ENTRY_GROUP - 1) / K_ENTRY_GROUP;
+}
 
 static inline float bf16_to_f32(uint16_t x)
 {

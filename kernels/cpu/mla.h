@@ -27,17 +27,29 @@ static inline uint8_t *mla_pool_row(const struct k_pool *p, const uint32_t *page
 }
 
 /* Positions [first, first + n) of one page, as f32 rows @stride apart. */
-static inline void mla_load_tile(const struct cpu *c, const uint32_t *pages, uint32_t stream,
-				 uint32_t first, uint32_t n, uint32_t width, float *ret,
+static inline void mla_load_tile(const struct cpu *c, const struct k_mla *m, const uint32_t *pages,
+				 uint32_t stream, uint32_t first, uint32_t n, float *ret,
 				 size_t stride)
 {
+	uint32_t width = m->rank + m->rope;
+
 	for (uint32_t i = 0; i < n; i++) {
 		const uint8_t *row = mla_pool_row(&c->pool, pages, first + i, stream);
+		float *to = ret + i * stride;
+		uint16_t *half = (uint16_t *)to + width; /* in the row's second half */
 
-		if (c->pool.entry == K_ENTRY_BF16)
-			c->isa.load_bf16(ret + i * stride, (const uint16_t *)row, width);
-		else
-			memcpy(ret + i * stride, row, width * sizeof(*ret));
+		switch (c->pool.entry) {
+		case K_ENTRY_F32:
+			memcpy(to, row, width * sizeof(*to));
+			break;
+		case K_ENTRY_BF16:
+			c->isa.load_bf16(to, (const uint16_t *)row, width);
+			break;
+		case K_ENTRY_INT8:
+			c->isa.load_int8(half, row, m->rank, m->rope);
+			c->isa.load_bf16(to, half, width);
+			break;
+		}
 	}
 }
 
@@ -50,9 +62,14 @@ static inline uint16_t mla_bf16(float x)
 /* Whether the pool holds rows of this attention; if not, the step has failed. */
 static inline bool mla_pool_fits(struct cpu *c, const struct k_mla *m, uint32_t stream)
 {
-	uint32_t bytes = c->pool.entry == K_ENTRY_BF16 ? 2 : 4;
+	uint32_t bytes[] = {
+		[K_ENTRY_F32] = 4 * (m->rank + m->rope),
+		[K_ENTRY_BF16] = 2 * (m->rank + m->rope),
+		[K_ENTRY_INT8] = m->rank + 4 * cpu_entry_groups(m->rank) + 2 * m->rope,
+	};
 
-	if (stream < c->pool.n_streams && c->pool.row_bytes == (m->rank + m->rope) * bytes)
+	if (stream < c->pool.n_streams && c->pool.row_bytes == bytes[c->pool.entry] &&
+	    !(c->pool.entry == K_ENTRY_INT8 && m->rank % 4))
 		return true;
 	c->failed = -EINVAL;
 	return false;

@@ -3,6 +3,8 @@
  * pairs, one rounding, to the entry's format) and §3. */
 #include "mla.h"
 
+_Static_assert(K_ENTRY_GROUP == Q_GROUP, "an entry is quantised as a row of activations is");
+
 struct append_job {
 	struct cpu *c;
 	struct k_buffer *q, *kv;
@@ -21,6 +23,27 @@ static void rotate(float *x, const float *cos, const float *sin, uint32_t n)
 	}
 }
 
+/* The latents in 8 bits, by groups; a scale so small that its numbers would not do is none. */
+static void append_int8(const struct append_job *j, uint8_t *entry, const float *kv)
+{
+	const struct k_mla *m = j->m;
+	uint8_t *scales = entry + m->rank;
+	uint16_t *rope = (uint16_t *)(scales + cpu_entry_groups(m->rank) * sizeof(float));
+
+	for (uint32_t i = 0; i < m->rank; i += K_ENTRY_GROUP) {
+		uint32_t n = m->rank - i < K_ENTRY_GROUP ? m->rank - i : K_ENTRY_GROUP;
+		struct q_row q;
+
+		j->c->isa.quantise(&q, kv + i, n);
+		if (q.d < MLA_SMALLEST)
+			q = (struct q_row){};
+		memcpy(entry + i, q.a, n);
+		memcpy(scales + i / K_ENTRY_GROUP * sizeof(q.d), &q.d, sizeof(q.d));
+	}
+	for (uint32_t i = 0; i < m->rope; i++)
+		rope[i] = mla_bf16(kv[m->rank + i]);
+}
+
 static void append_row(const struct append_job *j, uint32_t row, const struct k_segment *s)
 {
 	const struct k_mla *m = j->m;
@@ -34,12 +57,18 @@ static void append_row(const struct append_job *j, uint32_t row, const struct k_
 		rotate(q + h * (m->nope + m->rope) + m->nope, cos, sin, m->rope);
 	j->c->isa.rmsnorm(kv, kv, (const float *)j->norm->data, m->rank, m->norm_eps);
 	rotate(kv + m->rank, cos, sin, m->rope);
-	if (j->c->pool.entry == K_ENTRY_F32) {
+	switch (j->c->pool.entry) {
+	case K_ENTRY_F32:
 		memcpy(entry, kv, width * sizeof(*kv));
-		return;
+		break;
+	case K_ENTRY_BF16:
+		for (uint32_t i = 0; i < width; i++)
+			((uint16_t *)entry)[i] = mla_bf16(kv[i]);
+		break;
+	case K_ENTRY_INT8:
+		append_int8(j, entry, kv);
+		break;
 	}
-	for (uint32_t i = 0; i < width; i++)
-		((uint16_t *)entry)[i] = mla_bf16(kv[i]);
 }
 
 static void append_part(void *ctx, uint32_t thread, uint32_t n_threads)

@@ -194,7 +194,7 @@ static void attend_f32(const struct decode_job *j, const struct unit *u, struct 
 			.accumulate = true,
 		};
 
-		mla_load_tile(j->c, u->row->pages, j->stream, pos, n, width, tile, j->tile_stride);
+		mla_load_tile(j->c, m, u->row->pages, j->stream, pos, n, tile, j->tile_stride);
 		for (uint32_t k = 0; k < width; k += SCORE_RUN) {
 			qk.n_k = width - k < SCORE_RUN ? width - k : SCORE_RUN;
 			qk.x_first = k;
@@ -228,8 +228,8 @@ static void pack_bf16(const struct decode_job *j, const struct unit *u, uint32_t
 	}
 }
 
-/* The tile where it lies, or, where positions or numbers are odd or the rows short, a copy with zeros after
- * them. */
+/* The tile where it lies; or a copy: of int8 rows in bf16, or where positions or numbers are odd or the rows
+ * short with zeros after them. */
 static void place_tile(const struct decode_job *j, const struct unit *u, uint32_t pos, uint32_t n,
 		       uint16_t *copy, struct mla_tile *t)
 {
@@ -241,14 +241,19 @@ static void place_tile(const struct decode_job *j, const struct unit *u, uint32_
 				       : row;
 	t->rows = (const uint16_t *)row;
 	t->row_step = width;
-	if (n % 2 == 0 && width % 2 == 0 && t->n_cols <= width)
+	if (j->c->pool.entry == K_ENTRY_BF16 && n % 2 == 0 && width % 2 == 0 && t->n_cols <= width)
 		return;
 	t->rows = copy;
 	t->row_step = j->copy_step;
-	memset(copy, 0, t->n_pos * j->copy_step * sizeof(*copy));
-	for (uint32_t i = 0; i < n; i++)
-		memcpy(copy + i * j->copy_step, row + (size_t)i * j->c->pool.row_bytes,
-		       width * sizeof(*copy));
+	for (uint32_t i = 0; i < t->n_pos; i++, copy += j->copy_step, row += j->c->pool.row_bytes) {
+		uint32_t kept = i < n ? width : 0;
+
+		if (kept > 0 && j->c->pool.entry == K_ENTRY_INT8)
+			j->c->isa.load_int8(copy, row, j->m->rank, j->m->rope);
+		else
+			memcpy(copy, row, kept * sizeof(*copy));
+		memset(copy + kept, 0, (j->copy_step - kept) * sizeof(*copy));
+	}
 }
 
 static void attend_bf16(const struct decode_job *j, const struct unit *u, struct attend *a,
@@ -302,7 +307,7 @@ static void attend_unit(const struct decode_job *j, const struct unit *u, uint32
 		a.sum[h] = 0.0f;
 	}
 	memset(a.acc, 0, GROUP * j->acc_stride * sizeof(*a.acc));
-	if (j->c->pool.entry == K_ENTRY_BF16)
+	if (j->c->pool.entry != K_ENTRY_F32)
 		attend_bf16(j, u, &a, begin, end);
 	else
 		attend_f32(j, u, &a, begin, end);
@@ -380,7 +385,7 @@ static bool decode_scratch(struct decode_job *j)
 		wave = j->n_units;
 	j->n_wave = (uint32_t)wave;
 	j->tile_stride = cpu_row_stride(width + 16); /* the last columns' load goes past the row */
-	j->copy_step = cpu_row_stride(width + MLA_COLUMNS);
+	j->copy_step = 2 * cpu_row_stride((width + MLA_COLUMNS + 1) / 2);
 	j->acc_stride = cpu_row_stride(m->rank + MLA_COLUMNS);
 	/* scores, then a tile of either form and its queries */
 	j->thread_floats = cpu_row_stride(K_TILE_POSITIONS * (j->tile_stride + GROUP) +

@@ -252,8 +252,8 @@ static void prefill_pass(struct prefill_job *j, uint32_t stream)
 		uint32_t left = end - j->tile_pos;
 
 		j->tile_n = left < K_TILE_POSITIONS ? left : K_TILE_POSITIONS;
-		mla_load_tile(j->c, j->seg->pages, stream, j->tile_pos, j->tile_n,
-			      j->m->rank + j->m->rope, j->tile, j->tile_stride);
+		mla_load_tile(j->c, m, j->seg->pages, stream, j->tile_pos, j->tile_n, j->tile,
+			      j->tile_stride);
 		if (!cpu_operand(j->c, &j->kv_in, j->kv_x, j->tile_n, j->kv_b))
 			return;
 		threads_run(j->c->threads, weight_work(j->kv_b, j->tile_n), expand_part, j);

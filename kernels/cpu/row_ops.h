@@ -154,6 +154,27 @@ static void load_bf16(float *y, const uint16_t *x, uint32_t n)
 		y[i] = bf16_to_f32(x[i]);
 }
 
+/* Plain C: each instruction set's compiler makes its own of it, and nothing is summed. */
+static void load_int8(uint16_t *y, const uint8_t *row, uint32_t rank, uint32_t rope)
+{
+	const uint8_t *scales = row + rank, *end = scales + cpu_entry_groups(rank) * sizeof(float);
+
+	for (uint32_t i = 0; i < rank; i += K_ENTRY_GROUP) {
+		const int8_t *x = (const int8_t *)row + i;
+		uint32_t n = rank - i < K_ENTRY_GROUP ? rank - i : K_ENTRY_GROUP;
+		float scale;
+
+		memcpy(&scale, scales + i / K_ENTRY_GROUP * sizeof(scale), sizeof(scale));
+		for (uint32_t j = 0; j < n; j++) {
+			uint32_t u = k_bits((float)x[j] * scale);
+
+			y[i + j] = (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+		}
+	}
+	memcpy(y + rank, end, rope * sizeof(*y));
+}
+
 #define ROW_OPS                                                                                    \
 	.rmsnorm = rmsnorm, .add = add, .blend = blend, .scale = scale, .divide = divide,          \
-	.swiglu = swiglu, .exp = exp_row, .softmax_tile = softmax_tile, .load_bf16 = load_bf16
+	.swiglu = swiglu, .exp = exp_row, .softmax_tile = softmax_tile, .load_bf16 = load_bf16,    \
+	.load_int8 = load_int8

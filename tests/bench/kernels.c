@@ -114,7 +114,7 @@ struct bench_step {
 };
 
 static void step_init(struct bench_step *s, uint32_t rows, uint32_t context, bool generated,
-		      uint32_t width)
+		      enum k_entry entry, uint32_t row_bytes)
 {
 	uint32_t n_pages = (context + rows + K_TILE_POSITIONS - 1) / K_TILE_POSITIONS;
 
@@ -123,12 +123,12 @@ static void step_init(struct bench_step *s, uint32_t rows, uint32_t context, boo
 	s->positions = calloc(rows, sizeof(*s->positions));
 	s->pages = calloc(n_pages, sizeof(*s->pages));
 	s->pool = (struct k_pool){
-		.stride = (uint64_t)K_TILE_POSITIONS * width * 2,
+		.stride = (uint64_t)K_TILE_POSITIONS * row_bytes,
 		.n_pages = n_pages,
 		.stream_offset = &s->offset,
 		.n_streams = 1,
-		.row_bytes = width * 2,
-		.entry = K_ENTRY_BF16,
+		.row_bytes = row_bytes,
+		.entry = entry,
 	};
 	s->pool.data = calloc(n_pages, s->pool.stride);
 	if (!s->ids || !s->positions || !s->pages || !s->pool.data)
@@ -169,7 +169,7 @@ static void bench_linear(struct bench *b, enum k_type type, uint32_t rows, uint3
 		exit(1);
 	for (uint32_t i = 0; i < n; i++)
 		w[i] = i ? weight_copy(b, w[0]) : weight(b, 1, n_out, n_in, type);
-	step_init(&s, rows, 0, false, 16);
+	step_init(&s, rows, 0, false, K_ENTRY_BF16, 32);
 	b->k->step_begin(b->k, &s.step, &s.pool);
 	for (uint32_t r = 0; r < ROUNDS; r++) {
 		uint32_t use = rows < 16 ? n : 1 + n * 16 / (rows * 16);
@@ -192,8 +192,13 @@ static void bench_linear(struct bench *b, enum k_type type, uint32_t rows, uint3
 }
 
 /* One layer of V2-Lite's attention: 16 heads, 128 + 64, values of 128, latents of 512. */
-static void bench_attention(struct bench *b, bool generated, uint32_t rows, uint32_t context)
+static void bench_attention(struct bench *b, bool generated, enum k_entry entry, uint32_t rows,
+			    uint32_t context)
 {
+	static const struct {
+		const char *name;
+		uint32_t row_bytes;
+	} entries[] = {{"f32", 2304}, {"bf16", 1152}, {"int8", 656}};
 	struct k_mla m = {16, 128, 64, 128, 512, 0.1147f, 1e-6f, context + rows, NULL, NULL};
 	struct k_weight *kv_b = weight(b, 1, 16 * 256, 512, K_BF16);
 	struct k_weight *uk = weight(b, 16, 512, 128, K_BF16),
@@ -207,7 +212,7 @@ static void bench_attention(struct bench *b, bool generated, uint32_t rows, uint
 		flop = 2.0 * 16 * (seen * 1088 + (double)rows * 512 * 256);
 	else
 		flop = 2.0 * 16 * (seen * 320 + (double)(context + rows) * 512 * 256);
-	step_init(&s, rows, context, generated, 576);
+	step_init(&s, rows, context, generated, entry, entries[entry].row_bytes);
 	b->k->step_begin(b->k, &s.step, &s.pool);
 	for (uint32_t r = 0; r < ROUNDS; r++) {
 		double limit = limit_flop(b, K_BF16), t = now(b);
@@ -219,9 +224,9 @@ static void bench_attention(struct bench *b, bool generated, uint32_t rows, uint
 		seconds[r] = now(b) - t;
 		share[r] = flop / seconds[r] / limit;
 	}
-	printf("%s rows=%-3u context=%-5u  %8.3f ms/layer  %3.0f%% of limit\n",
-	       generated ? "mla_decode " : "mla_prefill", rows, context, median(seconds) * 1e3,
-	       median(share) * 100);
+	printf("%s %-4s rows=%-3u context=%-5u  %8.3f ms/layer  %3.0f%% of limit\n",
+	       generated ? "mla_decode " : "mla_prefill", entries[entry].name, rows, context,
+	       median(seconds) * 1e3, median(share) * 100);
 	b->k->weight_free(b->k, kv_b);
 	b->k->weight_free(b->k, uk);
 	b->k->weight_free(b->k, uv);
@@ -250,11 +255,13 @@ int main(int argc, char **argv)
 		bench_linear(&b, K_Q8, rows[i], 2816, 2048);
 		bench_linear(&b, K_Q4, rows[i], 2816, 2048);
 	}
-	bench_attention(&b, true, 1, 1024);
-	bench_attention(&b, true, 1, 4096);
-	bench_attention(&b, true, 8, 4096);
-	bench_attention(&b, false, 256, 0);
-	bench_attention(&b, false, 512, 4096);
+	for (enum k_entry e = K_ENTRY_F32; e <= K_ENTRY_INT8; e++) {
+		bench_attention(&b, true, e, 1, 1024);
+		bench_attention(&b, true, e, 1, 4096);
+		bench_attention(&b, true, e, 8, 4096);
+	}
+	bench_attention(&b, false, K_ENTRY_BF16, 256, 0);
+	bench_attention(&b, false, K_ENTRY_BF16, 512, 4096);
 	limits_free(b.limits);
 	b.k->free(b.k);
 	return 0;

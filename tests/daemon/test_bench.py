@@ -93,8 +93,10 @@ def test_bench_builds_the_layers_that_fit(tmp_path):
 def test_bench_compares_precisions():
     out = json.loads(bench("--json", "--quality", "--shape", os.path.join(SOURCE, "packaging/starter-model/model")).stdout)
     assert out["rows"] == [] and out["machine"]["read_gbps"] > 0
+    assert [x["entry"] for x in out["quality"]] == ["bf16", "bf16", "bf16", "int8"]
     q = {x["weights"]: x for x in out["quality"]}
-    assert list(q) == ["bf16", "q8", "q4"] and all(x["tokens"] == 256 for x in q.values())
+    assert list(q) == ["bf16", "q8", "q4", "f32"] and all(x["tokens"] == 256 for x in q.values())
+    assert 0 < q["f32"]["kl"] < q["q4"]["kl"] and q["f32"]["top1"] > 0.9  # over int8 entries
     assert 0 <= q["bf16"]["kl"] < q["q8"]["kl"] < q["q4"]["kl"] < 0.05
     assert 1 >= q["bf16"]["top1"] >= q["q8"]["top1"] >= q["q4"]["top1"] > 0.8
     assert q["bf16"]["weight_bytes"] > q["q8"]["weight_bytes"] > q["q4"]["weight_bytes"]

@@ -293,7 +293,7 @@ def test_hits_are_those_of_the_interval(daemon):
     assert ask(daemon, "stats")["models"][0]["hit_rate"] == pytest.approx(192 / (192 + s.prompt_tokens))
 
 
-@pytest.mark.parametrize("entry,row", [("bf16", 2 * 48), ("f32", 4 * 48)])
+@pytest.mark.parametrize("entry,row", [("int8", 32 + 4 + 2 * 16), ("bf16", 2 * 48), ("f32", 4 * 48)])
 def test_stats_name_what_a_token_costs_and_beside_what(entry, row):
     """The cache beside MHA's and GQA-8's of the same size, and the weights a token touches; cache rows of 32 + 16."""
     with Daemon("--set", "pool.entry=" + entry, "--set", "pool.size=16M", fake=False, model=GOLDEN) as d:
@@ -310,6 +310,8 @@ def test_stats_name_what_a_token_costs_and_beside_what(entry, row):
         assert "%.3g%% of MHA in bf16" % (100 * layers * row / mha) in text
         assert "%.3g%% of GQA-8 in bf16" % (100 * layers * row / gqa) in text
         assert re.search(r"weights per token .*numbers, %.3g%% of " % (100 * s["params_active"] / s["params"]), text)
+        first, again = (d.client(timeout=60).generate(PREFIX, max_tokens=8, temperature=0, ignore_eos=True) for _ in range(2))
+        assert first.ids == again.ids and (first.usage.cached_tokens, again.usage.cached_tokens) == (0, 192)
 
 
 def test_top_without_a_terminal_prints_lines(daemon):

@@ -206,17 +206,28 @@ static char *make_config(const char *dir, const char *shape, uint32_t seed)
 	return text;
 }
 
-static const char *const type_names[_CONTROL_WEIGHTS_MAX] = {"auto", "f32", "bf16", "q8", "q4"};
+static const struct kind {
+	enum control_weights weights;
+	bool int8_entry;
+	const char *name;
+} kinds[] = {
+	{CONTROL_WEIGHTS_F32, false, "f32"},
+	{CONTROL_WEIGHTS_BF16, false, "bf16"},
+	{CONTROL_WEIGHTS_Q8, false, "q8"},
+	{CONTROL_WEIGHTS_Q4, false, "q4"},
+	{CONTROL_WEIGHTS_BF16, true, "bf16-int8-entry"},
+};
 
 static int run_kind(struct bits *b, const char *config, const char *shape, uint32_t isa,
-		    enum control_weights weights, uint32_t n, struct error *err)
+		    const struct kind *kind, uint32_t n, struct error *err)
 {
 	uint64_t hash = 0, n_steps = 0;
 	int r = 0;
 
 	b->n_rows = b->n_wrong = 0;
 	for (uint32_t n_threads = 1; n_threads <= 2 && r == 0; n_threads++) {
-		const struct rig_options o = {.weights = weights,
+		const struct rig_options o = {.weights = kind->weights,
+					      .int8_entry = kind->int8_entry,
 					      .cpu_mask = isa,
 					      .n_threads = n_threads,
 					      .n_pages = N_PAGES};
@@ -243,7 +254,7 @@ static int run_kind(struct bits *b, const char *config, const char *shape, uint3
 						    b->seqs[i].n_all * sizeof(uint64_t), hash);
 		printf("figure: shape=%s isa=%s weights=%s compositions=%llu rows=%llu differ=%llu "
 		       "hash=%016llx\n",
-		       shape, name, type_names[weights], (unsigned long long)n_steps,
+		       shape, name, kind->name, (unsigned long long)n_steps,
 		       (unsigned long long)b->n_rows, (unsigned long long)b->n_wrong,
 		       (unsigned long long)hash);
 		fflush(stdout);
@@ -273,13 +284,14 @@ int main(int argc, char **argv)
 			fprintf(stderr, "%s/%s/config.json cannot be read\n", argv[1], shape);
 			return 2;
 		}
-		for (uint32_t k = 0; k < 4 * n_isas; k++) {
+		for (uint32_t k = 0; k < N_ELEMENTS(kinds) * n_isas; k++) {
 			struct error err = {};
 			int r;
 
 			b->random =
 				(((uint64_t)seed << 32) | (s + 1)) * UINT64_C(0x9E3779B97F4A7C15);
-			r = run_kind(b, config, shape, isas[k / 4], CONTROL_WEIGHTS_F32 + k % 4,
+			r = run_kind(b, config, shape, isas[k / N_ELEMENTS(kinds)],
+				     &kinds[k % N_ELEMENTS(kinds)],
 				     (uint32_t)strtoul(argv[2], NULL, 10), &err);
 			if (r < 0) {
 				fprintf(stderr, "%s: %s\n", shape, error_text(&err, r));

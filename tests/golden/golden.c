@@ -33,10 +33,12 @@ static const struct kept {
 	enum control_weights weights;
 	const char *name;
 	double kl_mean_max, top1_min;
+	bool int8_entry; /* and the rows that are compared take the generated path */
 } all_kept[] = {
-	{CONTROL_WEIGHTS_BF16, "bf16", 0.02, 0.93}, /* 8.2e-3, 0.955 */
-	{CONTROL_WEIGHTS_Q8, "q8", 0.2, 0.82},      /* 0.103, 0.860 */
-	{CONTROL_WEIGHTS_Q4, "q4", 1.4, 0.45},      /* 0.907, 0.493 */
+	{CONTROL_WEIGHTS_BF16, "bf16", 0.02, 0.93},           /* 8.2e-3, 0.955 */
+	{CONTROL_WEIGHTS_Q8, "q8", 0.2, 0.82},                /* 0.103, 0.860 */
+	{CONTROL_WEIGHTS_Q4, "q4", 1.4, 0.45},                /* 0.907, 0.493 */
+	{CONTROL_WEIGHTS_F32, "int8-entry", 0.1, 0.93, true}, /* 5.0e-2, 0.953 */
 };
 
 struct golden {
@@ -89,10 +91,11 @@ static void golden_open(struct golden *g)
 						       : number(greedy, i - g->n_prompt));
 }
 
-static void golden_rig(const struct golden *g, struct rig *r, enum control_weights weights,
-		       uint32_t isa)
+static void golden_rig_kept(const struct golden *g, struct rig *r, enum control_weights weights,
+			    bool int8_entry, uint32_t isa)
 {
 	const struct rig_options o = {.weights = weights,
+				      .int8_entry = int8_entry,
 				      .cpu_mask = isa,
 				      .n_threads = 1,
 				      .n_pages = N_POSITIONS / PAGE_TOKENS,
@@ -109,6 +112,12 @@ static void golden_rig(const struct golden *g, struct rig *r, enum control_weigh
 		return;
 	assert_int_equal(r->model.cfg.n_vocab, g->n_vocab);
 	assert_int_equal(r->model.cfg.n_context, N_POSITIONS);
+}
+
+static void golden_rig(const struct golden *g, struct rig *r, enum control_weights weights,
+		       uint32_t isa)
+{
+	golden_rig_kept(g, r, weights, false, isa);
 }
 
 /* Positions [first, end) in steps of at most @chunk rows. */
@@ -387,12 +396,12 @@ static void closeness(const struct golden *g, const struct kept *kept, uint32_t 
 	struct rig f32, other;
 
 	golden_rig(g, &f32, CONTROL_WEIGHTS_F32, isa);
-	golden_rig(g, &other, kept->weights, isa);
-	assert_int_equal(other.pool.entry, K_ENTRY_BF16);
+	golden_rig_kept(g, &other, kept->weights, kept->int8_entry, isa);
+	assert_int_equal(other.pool.entry, kept->int8_entry ? K_ENTRY_INT8 : K_ENTRY_BF16);
 	run_new(g, &exact);
 	run_new(g, &rounded);
-	run_rows(g, &f32, 0, g->n_prompt, N_POSITIONS, false, &exact);
-	run_rows(g, &other, 0, g->n_prompt, N_POSITIONS, false, &rounded);
+	run_rows(g, &f32, 0, g->n_prompt, N_POSITIONS, kept->int8_entry, &exact);
+	run_rows(g, &other, 0, g->n_prompt, N_POSITIONS, kept->int8_entry, &rounded);
 	for (uint32_t p = 0; p < g->n_prompt; p++) {
 		double kl = divergence(g, &exact, &rounded, p);
 

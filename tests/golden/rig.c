@@ -130,7 +130,10 @@ static int open_pool(struct rig *r, uint32_t n_pages, struct error *err)
 int rig_open(struct rig *r, const char *dir, const char *config, const struct rig_options *o,
 	     struct error *err)
 {
-	const struct load_options load = {.weights = o->weights, .entry = _PAGE_ENTRY_MAX};
+	const struct load_options load = {
+		.weights = o->weights,
+		.entry = o->int8_entry ? PAGE_ENTRY_INT8 : _PAGE_ENTRY_MAX,
+	};
 	const struct kernels_config cpu = {.n_threads = o->n_threads, .cpu_mask = o->cpu_mask};
 	uint64_t n_bytes;
 	int e;

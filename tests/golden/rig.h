@@ -34,7 +34,8 @@ struct rig {
 };
 
 struct rig_options {
-	enum control_weights weights; /* entries follow: f32 for f32, else bf16 */
+	enum control_weights weights;
+	bool int8_entry; /* else entries follow the weights: f32 for f32, else bf16 */
 	uint32_t cpu_mask, n_threads, n_pages;
 	bool watch_experts;
 };

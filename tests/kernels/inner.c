@@ -372,6 +372,41 @@ static void softmax_keeps_a_nan_in_its_lane(void **state)
 	free(scores);
 }
 
+/* Any bytes in; the scales of two groups and a bit, of every size. */
+static void int8_rows_come_out_as_scalar_has_them(void **state)
+{
+	static const uint32_t ranks[] = {4, 36, 64, 128, 132, 300, 512};
+	static const float scales[] = {0.01f, 0.0f, 0x1p-50f, 1e30f, NAN};
+	enum { ROPE = 6, MOST = 512 + 4 * 4 + 2 * ROPE };
+
+	(void)state;
+	for (uint32_t i = 0; i < N_ELEMENTS(ranks); i++) {
+		uint32_t rank = ranks[i], n_scales = (rank + 127) / 128;
+		uint16_t want[512 + ROPE + GUARD], got[512 + ROPE + GUARD];
+		uint8_t row[MOST];
+
+		for (uint32_t j = 0; j < MOST; j++)
+			row[j] = (uint8_t)(j * 37 + i);
+		for (uint32_t g = 0; g < n_scales; g++)
+			memcpy(row + rank + 4 * g, &scales[(g + i) % N_ELEMENTS(scales)], 4);
+		memset(want, 0x5a, sizeof(want));
+		memset(got, 0x5a, sizeof(got));
+		cpu_isa_scalar.load_int8(want, row, rank, ROPE);
+		tested->isa->load_int8(got, row, rank, ROPE);
+		for (uint32_t j = 0; j < rank; j++) {
+			float x =
+				(float)(int8_t)row[j] * scales[(j / 128 + i) % N_ELEMENTS(scales)];
+
+			assert_true(isnan(x) ? isnan(bf16_to_f32(want[j]))
+					     : want[j] == bf16_from_f32(x));
+		}
+		assert_memory_equal(want + rank, row + rank + 4 * n_scales, 2 * ROPE);
+		for (uint32_t j = rank + ROPE; j < N_ELEMENTS(want); j++)
+			assert_int_equal(want[j], 0x5a5a);
+		assert_memory_equal(got, want, sizeof(want));
+	}
+}
+
 static void bf16_rounds_to_nearest_even(void **state)
 {
 	static const struct {
@@ -402,6 +437,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(softmax_bits_equal_scalar_and_sums_are_right),
 		cmocka_unit_test(softmax_of_bf16_is_the_other_rounded),
 		cmocka_unit_test(softmax_keeps_a_nan_in_its_lane),
+		cmocka_unit_test(int8_rows_come_out_as_scalar_has_them),
 		cmocka_unit_test(bf16_rounds_to_nearest_even),
 	};
 

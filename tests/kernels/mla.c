@@ -38,6 +38,18 @@ struct attention {
 	enum k_entry entry;
 };
 
+static uint32_t entry_bytes(enum k_entry entry, const struct shape *s)
+{
+	if (entry == K_ENTRY_INT8)
+		return s->rank + (s->rank + 127) / 128 * 4 + 2 * s->rope;
+	return (s->rank + s->rope) * (entry == K_ENTRY_BF16 ? 2 : 4);
+}
+
+static bool entry_exists(enum k_entry entry, const struct shape *s)
+{
+	return entry != K_ENTRY_INT8 || s->rank % 4 == 0;
+}
+
 static void attention_init(struct attention *a, const struct shape *s, enum k_type type,
 			   enum k_entry entry)
 {
@@ -102,7 +114,7 @@ struct device {
 static void device_init(struct device *d, struct attention *a, uint32_t mask, uint32_t threads)
 {
 	const struct shape *s = &a->s;
-	uint32_t row_bytes = (s->rank + s->rope) * (a->entry == K_ENTRY_BF16 ? 2 : 4);
+	uint32_t row_bytes = entry_bytes(a->entry, s);
 
 	*d = (struct device){.a = a, .k = kernels_for(mask, threads)};
 	d->kv_b = matrix_pack(d->k, &a->kv_b, a->type);
@@ -184,9 +196,29 @@ static void run_chunks(struct device *d, bool generated, uint32_t first, uint32_
 
 /* --- the formula --------------------------------------------------------------------------------- */
 
-static double entry_round(const struct attention *a, double x)
+static double to_bf16(double x)
 {
-	return a->entry == K_ENTRY_BF16 ? bf16_to_f32(bf16_from_f32((float)x)) : x;
+	return bf16_to_f32(bf16_from_f32((float)x));
+}
+
+/* The row as its entry has it. */
+static void entry_round(const struct attention *a, double *row)
+{
+	const uint32_t rank = a->s.rank;
+
+	if (a->entry == K_ENTRY_F32)
+		return;
+	for (uint32_t i = a->entry == K_ENTRY_INT8 ? rank : 0; i < rank + a->s.rope; i++)
+		row[i] = to_bf16(row[i]);
+	for (uint32_t g = 0; a->entry == K_ENTRY_INT8 && g < rank; g += 128) {
+		uint32_t end = rank - g < 128 ? rank : g + 128;
+		double max = 0;
+
+		for (uint32_t i = g; i < end; i++)
+			max = fmax(max, fabs(row[i]));
+		for (uint32_t i = g; i < end; i++)
+			row[i] = to_bf16(nearbyint(row[i] * 127 / max) * max / 127);
+	}
 }
 
 static void rotate_doubles(const struct attention *a, double *x, uint32_t pos)
@@ -216,8 +248,7 @@ static double *cache_doubles(const struct attention *a)
 		for (uint32_t i = 0; i < a->s.rank; i++)
 			row[i] *= a->norm.v[i] / sqrt(sum / a->s.rank + 1e-6);
 		rotate_doubles(a, row + a->s.rank, p);
-		for (uint32_t i = 0; i < width; i++)
-			row[i] = entry_round(a, row[i]);
+		entry_round(a, row);
 	}
 	return cache;
 }
@@ -269,8 +300,9 @@ static void attend_doubles(const struct attention *a, const double *cache, uint3
 /* 1e-4: scores of size 10 carry some 1e-6 each, and their exponentials the same, relative. Weights in bf16
  * are rounded alike on both sides. Over bf16 entries the absorbed path rounds queries and weights to bf16
  * too: 2^-9 of a score of 10 is 2% of a weight; and an entry next to a rounding edge may fall to the
- * other side on both paths. */
-static const double nearness[] = {[K_ENTRY_F32] = 1e-4, [K_ENTRY_BF16] = 0.05};
+ * other side on both paths, by a 127th of the largest in 8 bits. */
+static const double nearness[] = {
+	[K_ENTRY_F32] = 1e-4, [K_ENTRY_BF16] = 0.05, [K_ENTRY_INT8] = 0.05};
 
 static void mla_paths_are_near_doubles(void **state)
 {
@@ -278,14 +310,15 @@ static void mla_paths_are_near_doubles(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < n_shapes(N_ELEMENTS(shapes)); i++)
-		for (uint32_t path = 0; path < 4; path++) {
+		for (uint32_t path = 0; path < 6; path++) {
 			struct attention a;
 			struct device d;
 			float *out;
 			double *cache;
 
-			attention_init(&a, &shapes[i], i % 2 ? K_BF16 : K_F32,
-				       path < 2 ? K_ENTRY_F32 : K_ENTRY_BF16);
+			if (!entry_exists(path / 2, &shapes[i]))
+				continue;
+			attention_init(&a, &shapes[i], i % 2 ? K_BF16 : K_F32, path / 2);
 			device_init(&d, &a, cpu_mask, 2);
 			out = malloc(N_POS * out_floats(&a) * sizeof(*out));
 			cache = cache_doubles(&a);
@@ -348,13 +381,17 @@ static void mla_bits_do_not_depend_on_chunk_threads_or_instructions(void **state
 
 	(void)state;
 	for (uint32_t i = 0; i < n_shapes(3); i++)
-		for (uint32_t path = 0; path < 2; path++) {
+		for (uint32_t kind = 0; kind < 4; kind++) {
+			const enum k_entry entry = kind < 2 ? K_ENTRY_BF16 : K_ENTRY_INT8;
+			const bool path = kind % 2;
 			struct attention a;
 			struct device ref, d;
 			float *want, *got;
 			size_t bytes;
 
-			attention_init(&a, &shapes[i], K_BF16, K_ENTRY_BF16);
+			if (!entry_exists(entry, &shapes[i]))
+				continue;
+			attention_init(&a, &shapes[i], K_BF16, entry);
 			bytes = N_POS * out_floats(&a) * sizeof(*want);
 			want = malloc(bytes);
 			got = malloc(bytes);
@@ -388,14 +425,18 @@ static void mla_bits_do_not_depend_on_chunk_threads_or_instructions(void **state
 static void mla_bits_do_not_depend_on_the_batch(void **state)
 {
 	(void)state;
-	for (uint32_t i = 0; i < n_shapes(3); i++) {
+	for (uint32_t kind = 0; kind < 2 * n_shapes(3); kind++) {
+		const enum k_entry entry = kind % 2 ? K_ENTRY_INT8 : K_ENTRY_BF16;
+		const uint32_t i = kind / 2;
 		static const uint32_t other[] = {23, 23, 23, 23, 23, 23, 23, 23, 23, 23, 23};
 		struct attention a;
 		struct device d;
 		float *prompt, *generated, *got;
 		size_t row;
 
-		attention_init(&a, &shapes[i], K_BF16, K_ENTRY_BF16);
+		if (!entry_exists(entry, &shapes[i]))
+			continue;
+		attention_init(&a, &shapes[i], K_BF16, entry);
 		row = out_floats(&a);
 		prompt = malloc(N_POS * row * sizeof(*prompt));
 		generated = malloc(N_POS * row * sizeof(*generated));
@@ -473,6 +514,61 @@ static void mla_append_writes_its_rows_and_nothing_else(void **state)
 	}
 }
 
+/* Two groups and a bit; zeros and numbers too small to keep; a number that is none spoils its group alone. */
+static void mla_append_keeps_latents_in_8_bits(void **state)
+{
+	static const struct shape s = {1, 4, 6, 4, 300};
+	struct attention a;
+	struct device d;
+	double *cache;
+	float out[70 * 4];
+	struct k_segment seg = {0, 70, 0, false, pages_a};
+
+	(void)state;
+	attention_init(&a, &s, K_F32, K_ENTRY_INT8);
+	memset(a.kv + 3 * 306, 0, 306 * sizeof(*a.kv));
+	for (uint32_t i = 0; i < 128; i++)
+		a.norm.v[128 + i] = 1e-20f;
+	a.kv[7 * 306 + 299] = NAN;
+	device_init(&d, &a, cpu_mask, 1);
+	d.a = &a;
+	a.entry = K_ENTRY_F32; /* the formula's numbers, unrounded */
+	cache = cache_doubles(&a);
+	device_step(&d, &seg, 1, out);
+	for (uint64_t p = 0; p < N_PAGES * 64u; p++) {
+		const uint8_t *row = d.pool.data + p / 64 * d.pool.stride + d.offsets[STREAM] +
+				     p % 64 * d.pool.row_bytes;
+		uint32_t pos = (uint32_t)(p % 64 + (p / 64 == pages_a[1] ? 64 : 0));
+		float scales[3];
+		uint16_t rope[6];
+
+		if ((p / 64 != pages_a[0] && p / 64 != pages_a[1]) || pos >= 70) {
+			for (uint32_t i = 0; i < d.pool.row_bytes; i++)
+				assert_int_equal(row[i], 0xff);
+			continue;
+		}
+		memcpy(scales, row + 300, sizeof(scales));
+		memcpy(rope, row + 312, sizeof(rope));
+		for (uint32_t i = 0; i < 300; i++) {
+			double want = cache[pos * 306 + i], step = scales[i / 128];
+
+			if (pos == 7) /* the norm spreads it over the row */
+				assert_true(isnan(step));
+			else if (i / 128 == 1 || pos == 3)
+				assert_true((int8_t)row[i] == 0 && step == 0);
+			else
+				assert_true(step > 0 &&
+					    fabs((int8_t)row[i] * step - want) <= step * 0.501);
+		}
+		for (uint32_t i = 0; i < 6 && pos != 7; i++)
+			assert_true(fabs(bf16_to_f32(rope[i]) - cache[pos * 306 + 300 + i]) <=
+				    0x1.01p-8 * fabs(cache[pos * 306 + 300 + i]) + 1e-6);
+	}
+	device_done(&d);
+	attention_done(&a);
+	free(cache);
+}
+
 static void mla_reports_a_pool_of_another_shape_at_step_end(void **state)
 {
 	struct attention a;
@@ -505,6 +601,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(mla_bits_do_not_depend_on_chunk_threads_or_instructions),
 		cmocka_unit_test(mla_bits_do_not_depend_on_the_batch),
 		cmocka_unit_test(mla_append_writes_its_rows_and_nothing_else),
+		cmocka_unit_test(mla_append_keeps_latents_in_8_bits),
 		cmocka_unit_test(mla_reports_a_pool_of_another_shape_at_step_end),
 	};
 	const struct variant *v = variant_named(argc > 1 ? argv[1] : "scalar");

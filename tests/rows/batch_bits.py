@@ -13,7 +13,7 @@ def run(claim):
                                           str(claim.some(COMPOSITIONS)), str(claim.seed)] + shapes)
     rows, differ = (sum(int(f[k]) for f in figures) for k in ("rows", "differ"))
     claim.check(status == 0, "the bits program ended with %d: %s" % (status, out[-500:]))
-    claim.check({f["shape"] for f in figures} == set(shapes) and {f["weights"] for f in figures} == {"f32", "bf16", "q8", "q4"},
+    claim.check({f["shape"] for f in figures} == set(shapes) and {f["weights"] for f in figures} == {"f32", "bf16", "q8", "q4", "bf16-int8-entry"},
                 "every shape and weight type was run")
     claim.check(rows > 0 and differ == 0, "%d of %d rows have other bits" % (differ, rows))
     claim.figure("compositions", sum(int(f["compositions"]) for f in figures))

@@ -175,7 +175,7 @@ static void every_header_field_has_its_range(void **state)
 		{H(v_head), (1u << 16) + 1, "v_head"},
 		{H(entry), _PAGE_ENTRY_MAX, "entry"},
 		{H(entry), PAGE_ENTRY_F32, "stream 0"},
-		{H(entry), PAGE_ENTRY_INT8, "int8"}, /* rank 16 has no whole scale */
+		{H(entry), PAGE_ENTRY_INT8, "stream 0"},
 		{H(splitter), _IMAGE_SPLIT_MAX, "splitter"},
 		{H(splitter), IMAGE_SPLIT_BYTES, "merges"},
 		{H(renderer), _IMAGE_RENDER_MAX, "renderer"},

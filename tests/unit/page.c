@@ -24,7 +24,9 @@ static void row_bytes_follow_the_entry(void **state)
 	assert_int_equal(page_entry_row_bytes(PAGE_ENTRY_F32, 512, 64), 2304);
 	assert_int_equal(page_entry_row_bytes(PAGE_ENTRY_BF16, 512, 64), 1152);
 	assert_int_equal(page_entry_row_bytes(PAGE_ENTRY_INT8, 512, 64), 656);
-	assert_int_equal(page_entry_row_bytes(PAGE_ENTRY_INT8, 500, 64), 0); /* no whole scales */
+	assert_int_equal(page_entry_row_bytes(PAGE_ENTRY_INT8, 500, 64), 644);
+	assert_int_equal(page_entry_row_bytes(PAGE_ENTRY_INT8, 64, 32), 132);
+	assert_int_equal(page_entry_row_bytes(PAGE_ENTRY_INT8, 510, 64), 0); /* scales aslant */
 	assert_int_equal(page_entry_row_bytes(_PAGE_ENTRY_MAX, 512, 64), 0);
 	assert_string_equal(page_entry_name(PAGE_ENTRY_INT8), "int8");
 	assert_string_equal(page_entry_name(_PAGE_ENTRY_MAX), "unknown");

@@ -111,8 +111,10 @@ static int choose_types(struct load *l, const struct load_options *o, struct err
 	l->entry = l->type == K_F32 ? PAGE_ENTRY_F32 : PAGE_ENTRY_BF16;
 	if (o->entry != _PAGE_ENTRY_MAX)
 		l->entry = (enum page_entry)o->entry;
-	if (l->entry == PAGE_ENTRY_INT8)
-		return error_set(err, -EOPNOTSUPP, "pool.entry: int8 is not supported yet");
+	if (page_entry_row_bytes(l->entry, l->config.m.rank, l->config.m.rope) == 0)
+		return error_set(err, -EINVAL,
+				 "pool.entry=%s: kv_lora_rank is %u, want a multiple of 4",
+				 page_entry_name(l->entry), l->config.m.rank);
 	return 0;
 }
 
