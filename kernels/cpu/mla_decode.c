@@ -16,6 +16,7 @@
 #define SPAN_TILES  8u
 #define SCORE_RUN   256u /* of K: the queries of a run stay in L1 */
 #define WAVE_MIN    64u  /* units */
+#define LOAD_PAST   16u  /* columns that a product may read past its last */
 
 struct decode_row {
 	uint32_t row, n_pos, n_spans; /* row of the step; positions it sees */
@@ -153,7 +154,8 @@ static void pack_f32(const struct decode_job *j, const struct unit *u, float *qu
 	}
 }
 
-/* Positions [begin, end) over f32 rows made of the tile's. */
+/* Positions [begin, end) over f32 rows: those of the pool, or copies where the columns' last load would go past a
+ * row. */
 static void attend_f32(const struct decode_job *j, const struct unit *u, struct attend *a,
 		       uint32_t begin, uint32_t end)
 {
@@ -163,10 +165,8 @@ static void attend_f32(const struct decode_job *j, const struct unit *u, struct 
 	const float *tile_rows[K_TILE_POSITIONS], *weights[GROUP];
 	float *score_rows[K_TILE_POSITIONS], *acc_rows[GROUP];
 
-	for (uint32_t i = 0; i < K_TILE_POSITIONS; i++) {
-		tile_rows[i] = tile + i * j->tile_stride;
+	for (uint32_t i = 0; i < K_TILE_POSITIONS; i++)
 		score_rows[i] = a->s + i * GROUP;
-	}
 	for (uint32_t h = 0; h < GROUP; h++) {
 		weights[h] = a->s + h;
 		acc_rows[h] = a->acc + h * j->acc_stride;
@@ -174,6 +174,9 @@ static void attend_f32(const struct decode_job *j, const struct unit *u, struct 
 	pack_f32(j, u, queries);
 	for (uint32_t pos = begin; pos < end; pos += K_TILE_POSITIONS) {
 		uint32_t n = end - pos < K_TILE_POSITIONS ? end - pos : K_TILE_POSITIONS;
+		const float *rows =
+			(const float *)mla_pool_row(&j->c->pool, u->row->pages, pos, j->stream);
+		size_t step = width;
 		struct tile qk = {
 			.x = tile_rows,
 			.y = score_rows,
@@ -186,15 +189,22 @@ static void attend_f32(const struct decode_job *j, const struct unit *u, struct 
 			.x = weights,
 			.y = acc_rows,
 			.x_step = GROUP,
-			.w = tile,
-			.w_step = j->tile_stride,
 			.n_rows = a->n_heads,
 			.n_cols = m->rank,
 			.n_k = n,
 			.accumulate = true,
 		};
 
-		mla_load_tile(j->c, m, u->row->pages, j->stream, pos, n, tile, j->tile_stride);
+		if (m->rope < LOAD_PAST) {
+			mla_load_tile(j->c, m, u->row->pages, j->stream, pos, n, tile,
+				      j->tile_stride);
+			rows = tile;
+			step = j->tile_stride;
+		}
+		for (uint32_t i = 0; i < n; i++)
+			tile_rows[i] = rows + i * step;
+		pv.w = rows;
+		pv.w_step = step;
 		for (uint32_t k = 0; k < width; k += SCORE_RUN) {
 			qk.n_k = width - k < SCORE_RUN ? width - k : SCORE_RUN;
 			qk.x_first = k;
@@ -384,7 +394,7 @@ static bool decode_scratch(struct decode_job *j)
 	if (wave > j->n_units)
 		wave = j->n_units;
 	j->n_wave = (uint32_t)wave;
-	j->tile_stride = cpu_row_stride(width + 16); /* the last columns' load goes past the row */
+	j->tile_stride = cpu_row_stride(width + LOAD_PAST);
 	j->copy_step = 2 * cpu_row_stride((width + MLA_COLUMNS + 1) / 2);
 	j->acc_stride = cpu_row_stride(m->rank + MLA_COLUMNS);
 	/* scores, then a tile of either form and its queries */
