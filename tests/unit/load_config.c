@@ -55,6 +55,31 @@ static int parse(struct load_config *c, const char *key, const char *value, stru
 	return r;
 }
 
+/* Three bytes of the file are an object of 800 in memory. */
+static void small_text_of_large_values_is_refused(void **state)
+{
+	static const char value[] = "{},";
+	size_t n_values = 1u << 20, n = 0;
+	char *text = malloc(n_values * 3 + 64);
+	struct load_config c;
+	struct error err = {};
+
+	(void)state;
+	assert_non_null(text);
+	n += (size_t)sprintf(text, "{\"a\":[");
+	for (size_t i = 0; i < n_values; i++, n += 3)
+		memcpy(text + n, value, 3);
+	n += (size_t)sprintf(text + n, "{}]}");
+	assert_int_equal(load_config_parse(&c, text, n, &err), -EBADMSG);
+	assert_non_null(strstr(err.text, "of memory, want at most 512"));
+	/* In a string the same text is a string. */
+	text[5] = text[n - 2] = '"';
+	err = (struct error){};
+	assert_int_equal(load_config_parse(&c, text, n, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "model_type"));
+	free(text);
+}
+
 static void absent_keys_have_the_published_defaults(void **state)
 {
 	struct load_config c;
@@ -289,6 +314,7 @@ int main(int argc, char **argv)
 {
 	const char *golden = argc > 1 ? argv[1] : NULL;
 	struct CMUnitTest tests[] = {
+		cmocka_unit_test(small_text_of_large_values_is_refused),
 		cmocka_unit_test(absent_keys_have_the_published_defaults),
 		cmocka_unit_test(both_rope_spellings_are_read),
 		cmocka_unit_test(end_tokens_may_be_one_or_a_list),

@@ -19,6 +19,38 @@ static inline void json_tokener_unref(struct json_tokener *t)
 }
 DEFINE_CLEANUP(struct json_tokener *, json_tokener_unref);
 
+/* At most what json-c makes of the text, with malloc()'s share (0.16, measured): 800 bytes for an object, 160
+ * for an array, 160 for a member and 96 for an element, and the strings. An escape in a string hides no quote. */
+static uint64_t tree_bytes(const char *text, size_t n)
+{
+	uint64_t bytes = n;
+	bool inside = false; /* a string */
+
+	for (size_t i = 0; i < n; i++) {
+		switch (text[i]) {
+		case '"':
+			inside = !inside;
+			break;
+		case '\\':
+			i++;
+			break;
+		case '{':
+			bytes += inside ? 0 : 800;
+			break;
+		case '[':
+		case ':':
+			bytes += inside ? 0 : 160;
+			break;
+		case ',':
+			bytes += inside ? 0 : 96;
+			break;
+		default:
+			break;
+		}
+	}
+	return bytes;
+}
+
 int json_parse(struct json_object **ret, const char *file, const void *data, size_t n,
 	       struct error *err)
 {
@@ -34,6 +66,11 @@ int json_parse(struct json_object **ret, const char *file, const void *data, siz
 				 INT_MAX / 2);
 	if (nul)
 		return error_set(err, -EBADMSG, "%s: byte %zu is 0", file, (size_t)(nul - text));
+	if (tree_bytes(text, n) > JSON_MEMORY_MAX)
+		return error_set(err, -EBADMSG,
+				 "%s: its values would take %llu MB of memory, want at most %u",
+				 file, (unsigned long long)(tree_bytes(text, n) >> 20),
+				 JSON_MEMORY_MAX >> 20);
 	json_tokener_set_flags(t, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS |
 					  JSON_TOKENER_VALIDATE_UTF8);
 	o = json_tokener_parse_ex(t, text, (int)n);

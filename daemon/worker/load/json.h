@@ -14,6 +14,8 @@
 struct error;
 
 #define JSON_DEPTH_MAX 32
+#define JSON_MEMORY_MAX                                                                            \
+	(512u << 20) /* of the values of one file; DeepSeek-V3's tokenizer takes 52 MB */
 
 static inline void json_unref(struct json_object *o)
 {
@@ -25,7 +27,8 @@ DEFINE_CLEANUP(struct json_object *, json_unref);
  * json_parse() - the one object that @data is
  * @file: name for the sentence
  *
- * UTF-8, at most JSON_DEPTH_MAX deep, nothing behind it but white space, no 0 bytes.
+ * UTF-8, at most JSON_DEPTH_MAX deep, nothing behind it but white space, no 0 bytes, and nothing that
+ * would take more than JSON_MEMORY_MAX: three bytes of a file make an object of 800.
  * Return: 0; -EBADMSG with the byte where it went wrong; -ENOMEM.
  */
 int json_parse(struct json_object **ret, const char *file, const void *data, size_t n,
