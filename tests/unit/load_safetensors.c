@@ -195,6 +195,36 @@ static void header_length_is_checked_before_memory_is_taken(void **state)
 	}
 }
 
+/* A header may have 16 MB and a model a thousand files, but not both. */
+static void headers_of_all_files_are_bounded_together(void **state)
+{
+	enum { N_FILES = 5, HEADER = SAFETENSORS_HEADER_MAX };
+	_cleanup_(files_done) struct files f = {};
+	struct weights *w = NULL;
+	struct error err = {};
+	uint64_t n = HEADER;
+	char *data = malloc(8 + HEADER);
+	int fd;
+
+	(void)state;
+	assert_non_null(data);
+	memcpy(data, &n, 8);
+	memset(data + 8, ' ', HEADER);
+	memcpy(data + 8, "{}", 2);
+	fd = make_file(data, 8 + HEADER);
+	for (int i = 0; i < N_FILES; i++) {
+		char name[] = "0.safetensors";
+
+		name[0] = (char)('0' + i);
+		assert_int_equal(files_add(&f, name, dup(fd), NULL), 0);
+	}
+	assert_int_equal(weights_open(&w, &f, &err), -EBADMSG);
+	assert_non_null(
+		strstr(err.text, "the headers of 4 .safetensors files have 67108896 bytes"));
+	close(fd);
+	free(data);
+}
+
 static void short_file_is_refused(void **state)
 {
 	_cleanup_(files_done) struct files f = {};
@@ -320,6 +350,7 @@ int main(void)
 		cmocka_unit_test(places_must_cover_the_data_once),
 		cmocka_unit_test(unknown_type_is_carried_and_not_sized),
 		cmocka_unit_test(header_length_is_checked_before_memory_is_taken),
+		cmocka_unit_test(headers_of_all_files_are_bounded_together),
 		cmocka_unit_test(short_file_is_refused),
 		cmocka_unit_test(file_that_shrinks_gives_an_error),
 		cmocka_unit_test(bf16_and_f32_read_as_f32),

@@ -79,6 +79,7 @@ bool weights_are_there(const struct files *files)
 
 static int open_shards(struct weights *w, const struct files *files, struct error *err)
 {
+	uint64_t n_bytes = 0, n_tensors = 0; /* of all headers: each is held */
 	int r;
 
 	w->shards = calloc((size_t)files->n + 1, sizeof(*w->shards));
@@ -90,7 +91,17 @@ static int open_shards(struct weights *w, const struct files *files, struct erro
 		r = safetensors_open(&w->shards[w->n_shards], &files->items[i], err);
 		if (r < 0)
 			return r;
+		n_bytes += w->shards[w->n_shards]->data_offset;
+		n_tensors += w->shards[w->n_shards]->n_tensors;
 		w->n_shards++;
+		if (n_bytes > WEIGHTS_HEADERS_MAX || n_tensors > SAFETENSORS_TENSORS_MAX)
+			return error_set(
+				err, -EBADMSG,
+				"the headers of %u .safetensors files have %llu bytes and %llu "
+				"tensors: want at most %u and %u",
+				w->n_shards, (unsigned long long)n_bytes,
+				(unsigned long long)n_tensors, WEIGHTS_HEADERS_MAX,
+				SAFETENSORS_TENSORS_MAX);
 	}
 	return w->n_shards ? 0 : error_set(err, -ENOENT, "no .safetensors file");
 }

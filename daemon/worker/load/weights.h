@@ -12,8 +12,9 @@ struct digest;
 struct error;
 struct files;
 
-#define WEIGHTS_INDEX_NAME "model.safetensors.index.json"
-#define WEIGHTS_INDEX_MAX  (64u << 20) /* bytes */
+#define WEIGHTS_INDEX_NAME  "model.safetensors.index.json"
+#define WEIGHTS_INDEX_MAX   (64u << 20) /* bytes */
+#define WEIGHTS_HEADERS_MAX (64u << 20) /* bytes, of all files together */
 
 struct weights_entry {
 	const char *name;
