@@ -73,7 +73,7 @@ int model_reload(struct model *m, bool drain, struct model **ret, struct error *
 void model_leave(struct model *m);
 void model_drain(struct model *m, bool drained);
 bool model_in_use(const struct model *m); /* a request of it has not ended */
-/** model_reap() - let go what has left; the loop calls it between events. */
+/** model_reap() - let go what has left, and share out pools; the loop calls it between events. */
 void model_reap(struct server *s);
 
 bool model_has_worker(const struct model *m, uint32_t generation);

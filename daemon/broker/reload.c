@@ -14,6 +14,7 @@
 #include "broker/model_impl.h"
 #include "broker/request.h"
 #include "broker/server.h"
+#include "channel/channel.h"
 #include "layout/channel.h"
 #include "pool/pool.h"
 
@@ -236,11 +237,63 @@ static void remove_model(struct server *s, uint32_t i)
 		}
 	}
 	model_free(m);
+	for (uint32_t k = 0; k < s->n_models; k++)
+		model_kick(s->models[k]); /* its pages are free for others now */
 	fault_at(FAULT_RELOAD_OLD_DONE);
+}
+
+static bool runs_over(const struct model *m, const struct pool *pool)
+{
+	return m->pool == pool && m->phase == PHASE_RUNNING;
+}
+
+/* The model's next step, with what others of its pool only keep if need be. Return: one is under way. */
+static bool run_over(struct server *s, struct model *m)
+{
+	sched_run(m->sched);
+	for (uint32_t i = 0; i < s->n_models; i++) {
+		struct model *other = s->models[i];
+
+		if (other == m || other->pool != m->pool || !other->sched)
+			continue;
+		while (sched_is_short(m->sched) && sched_give_way(other->sched))
+			sched_run(m->sched);
+	}
+	watch_kick(m);
+	return channel_in_flight(m->channel) > 0;
+}
+
+/* Models that share a pool, one coming and one going: what one lacks the other gives back when it is done.
+ * Where all are short all have let go of theirs, and the second look decides. */
+static void run_pool(struct server *s, const struct pool *pool)
+{
+	bool moves = false;
+
+	for (unsigned look = 0; look < 2 && !moves; look++)
+		for (uint32_t i = 0; i < s->n_models; i++)
+			if (runs_over(s->models[i], pool))
+				moves |= run_over(s, s->models[i]);
+	for (uint32_t i = 0; i < s->n_models && !moves; i++)
+		if (runs_over(s->models[i], pool))
+			sched_end_hopeless(s->models[i]->sched);
+}
+
+static void run_shared_pools(struct server *s)
+{
+	for (uint32_t i = 0; i < s->n_models; i++) {
+		const struct pool *pool = s->models[i]->pool;
+		uint32_t first = 0;
+
+		while (s->models[first]->pool != pool)
+			first++;
+		if (pool && first == i && pool_n_users(pool) > 1)
+			run_pool(s, pool);
+	}
 }
 
 void model_reap(struct server *s)
 {
+	run_shared_pools(s);
 	for (uint32_t i = 0; i < s->n_models;) {
 		struct model *m = s->models[i];
 

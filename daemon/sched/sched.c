@@ -469,22 +469,62 @@ static void admit(struct sched *s)
 	}
 }
 
-/* Nothing runs, so nothing will give pages back: whoever comes first cannot have what it needs. */
-static bool end_the_hopeless(struct sched *s)
+/* Nothing of ours runs, so nothing of ours will give pages back: who cannot have what it needs. */
+static struct seq *find_hopeless(const struct sched *s)
 {
 	struct seq *q;
 
 	if (s->n_posted != s->n_taken)
-		return false;
+		return NULL;
 	for (q = s->running.first; q && (q->done || q->paused || seq_owes(q) == 0); q = q->next)
 		;
 	if (!q && s->running.n == 0)
 		for (q = s->waiting.first; q && (q->paused || q->done || leader_is_ahead(q));
 		     q = q->next)
 			;
+	return q;
+}
+
+/* Others have pages of this pool, and may lack ours: who waits for them waits without a slot. */
+static bool retreat(struct sched *s)
+{
+	struct seq *q = s->running.last;
+
+	while (q && q->done)
+		q = q->prev;
+	if (q)
+		seq_preempt(q);
+	return q != NULL;
+}
+
+static bool end_the_hopeless(struct sched *s)
+{
+	struct seq *q = find_hopeless(s);
+
+	if (!q)
+		return false;
+	if (pool_n_users(s->cfg.pool) > 1)
+		return retreat(s);
+	seq_finish(q, SEQ_END_EXHAUSTED);
+	return true;
+}
+
+bool sched_is_short(const struct sched *s)
+{
+	return s->channel && find_hopeless(s);
+}
+
+bool sched_give_way(struct sched *s)
+{
+	return sched_reclaim(s, NULL);
+}
+
+void sched_end_hopeless(struct sched *s)
+{
+	struct seq *q = find_hopeless(s);
+
 	if (q)
 		seq_finish(q, SEQ_END_EXHAUSTED);
-	return q != NULL;
 }
 
 void sched_hold_new(struct sched *s, bool hold)

@@ -151,6 +151,13 @@ uint64_t seq_started_usec(const struct seq *q);
 void sched_hold_new(struct sched *s, bool hold);
 /** sched_run() - post a step if there is work and the worker is free for it. */
 void sched_run(struct sched *s);
+/* Of several schedulers of one pool none ends a sequence for want of pages by itself: others may have them. */
+/** sched_is_short() - after sched_run(): nothing is under way, since sequences lack pages. */
+bool sched_is_short(const struct sched *s);
+/** sched_give_way() - one session or waiting sequence loses its pages. Return: false: none has any. */
+bool sched_give_way(struct sched *s);
+/** sched_end_hopeless() - nobody has the pages that the first sequence lacks: it ends (SEQ_END_EXHAUSTED). */
+void sched_end_hopeless(struct sched *s);
 /**
  * sched_take_results() - results to callbacks, then the next step
  * Return: 0. -EBADMSG with a sentence: the worker must go.

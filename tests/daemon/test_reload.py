@@ -153,6 +153,39 @@ def test_tags_are_made_while_two_models_share_a_pool():
         assert d.stop() == 0
 
 
+@pytest.mark.parametrize("old, new", [(60, 60), (80, 80)])
+def test_two_models_of_one_pool_wait_for_each_others_pages(old, new):
+    """In per cent of the pool: neither the old one's streams nor who comes ends for want of pages, and sessions give
+    way."""
+    with Daemon("--set", "pool.size=200K", env={"DSD_FAKE_STEP_USEC": "200"}) as d:
+        c, other, admin = d.client(), d.client(), Client(d.admin)
+        room = c.stats().models[0].pages_total * 64
+        assert room > 2000
+        part = lambda percent, k: dict(ids=[i * k % 200 for i in range(room * percent // 300)], temperature=0,
+                                       max_tokens=room * percent // 150, ignore_eos=True)
+        want = [other.generate(**part(new, 7)).ids, other.generate(**part(new, 11)).ids]
+        alone = other.generate(**part(old, 3)).ids
+        other.send(3, session_open=pb.SessionOpen())
+        session = other.recv().session.session
+        other.send(7, generate=pb.Generate(ids=pb.Ids(ids=[i % 190 for i in range(room // 3)]), session=session,
+                                           sampling=pb.Sampling(max_tokens=1)))
+        assert other.finish().error is None
+        c.start(id=100, **part(old, 3))
+        got = {100: []}
+        while not got[100]:
+            f = c.recv()
+            got[100] += f.delta.ids
+        ack(admin, reload=pb.Reload())
+        second = d.client()
+        other.start(**part(new, 7))
+        second.start(**part(new, 11))
+        answers = [other.finish(), second.finish()]
+        assert finish_streams(c, got)[100] == alone
+        assert [a.error for a in answers] == [None, None], answers
+        assert [a.ids for a in answers] == want
+        until(lambda: len(c.stats().models) == 1 and c.stats().models[0].running == 0)
+
+
 def test_a_bad_model_leaves_the_old_one_serving_and_says_why(tmp_path):
     path = tmp_path / "m"
     shutil.copytree(GOLDEN, path)
