@@ -83,6 +83,9 @@ static void a_listed_part_that_is_missing_is_refused(void **state)
 	(void)state;
 	refuse(SUM_A "  config.json\n" SUM_NONE "  empty.safetensors\n" SUM_A "  tokenizer.json\n",
 	       "tokenizer.json: missing");
+	refuse(SUM_A "  config.json\n" SUM_NONE "  empty.safetensors\n" SUM_A
+		     "  \033[2J.safetensors\n",
+	       "\\x1b[2J.safetensors: missing");
 }
 
 static void what_sha256sum_does_not_write_is_refused(void **state)

@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "worker/load/files.h"
 
 #define DIGITS (2 * crypto_hash_sha256_BYTES)
@@ -108,6 +109,7 @@ static int check_missing(const struct files *files, const char *text, size_t n, 
 {
 	for (size_t at = 0, k; at < n; at += k) {
 		const char *name = text + at + DIGITS + 2;
+		char shown[260];
 		size_t n_name, i = 0;
 
 		k = line_bytes(text + at, n - at);
@@ -116,8 +118,8 @@ static int check_missing(const struct files *files, const char *text, size_t n, 
 					memcmp(files->items[i].name, name, n_name) != 0))
 			i++;
 		if (i == files->n && file_is_wanted(name, n_name))
-			return error_set(err, -EBADMSG, "%.*s: missing, and " SUMS_NAME " lists it",
-					 (int)n_name, name);
+			return error_set(err, -EBADMSG, "%s: missing, and " SUMS_NAME " lists it",
+					 log_escape(shown, sizeof(shown), name, n_name));
 	}
 	return 0;
 }
