@@ -42,12 +42,14 @@ static void list_insert(struct seq_list *l, struct seq *q, struct seq *before)
 	l->n++;
 }
 
-/* Behind all of the same or a higher priority; @front: before those of the same. */
-static void list_enqueue(struct seq_list *l, struct seq *q, bool front)
+/* Behind all of a higher priority, and behind what came before it of the same: wherever it goes, and however
+ * often, age stays the order. */
+static void list_enqueue(struct seq_list *l, struct seq *q)
 {
 	struct seq *at = l->first;
 
-	while (at && (at->priority < q->priority || (!front && at->priority == q->priority)))
+	while (at && (at->priority < q->priority ||
+		      (at->priority == q->priority && at->number < q->number)))
 		at = at->next;
 	list_insert(l, q, at);
 }
@@ -160,7 +162,7 @@ static void seq_yield(struct seq *q)
 	leave_slot(q);
 	q->yield = false;
 	seq_set_state(q, SEQ_PREEMPTED);
-	list_enqueue(&q->sched->waiting, q, true);
+	list_enqueue(&q->sched->waiting, q);
 }
 
 void seq_preempt(struct seq *q)
@@ -271,7 +273,8 @@ int sched_submit(struct sched *s, const struct seq_config *cfg, struct seq **ret
 	memcpy(q->chain, q->domain, sizeof(q->chain));
 	if (cfg->session)
 		q->session = session_use(s, q->uid, cfg->session);
-	list_enqueue(&s->waiting, q, false);
+	q->number = ++s->n_submitted;
+	list_enqueue(&s->waiting, q);
 	*ret = q;
 	return 0;
 }
@@ -455,7 +458,7 @@ static void admit(struct sched *s)
 		while (s->by_slot[slot])
 			slot++;
 		list_remove(&s->waiting, q);
-		list_enqueue(&s->running, q, false);
+		list_enqueue(&s->running, q);
 		s->by_slot[slot] = q;
 		q->slot = slot;
 		seq_set_state(q, SEQ_PREFILL);
@@ -741,7 +744,7 @@ void sched_requeue_all(struct sched *s)
 	s->in_callbacks = false;
 	sweep(s);
 	while (s->running.last)
-		seq_yield(s->running.last); /* to the front: age stays the order */
+		seq_yield(s->running.last);
 }
 
 static void fail(struct sched *s, bool suspects)

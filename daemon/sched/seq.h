@@ -19,6 +19,7 @@ struct seq {
 	void *ctx;
 	uid_t uid;
 	enum seq_priority priority;
+	uint64_t number; /* of its arrival */
 	uint8_t domain[16];
 	uint8_t shared_domain[16];
 	uint32_t n_shared; /* leading rows that lie in published pages */
@@ -84,6 +85,7 @@ struct sched {
 	struct seq *by_slot[CHANNEL_SLOTS_MAX];
 	struct posted posted[STEPS_QUEUED]; /* ring */
 	uint32_t n_posted, n_taken;         /* steps ever; their difference is in flight */
+	uint64_t n_submitted;
 	bool in_callbacks, hold_new;
 	struct published *published[SCHED_PUBLISHED_MAX];
 	struct session *sessions; /* list */

@@ -330,6 +330,34 @@ static void youngest_is_preempted_and_gives_the_same_tokens(void **state)
 	rig_free(r);
 }
 
+/* It left its slot and came back behind the other: that makes it no younger. */
+static void who_comes_back_is_as_old_as_before(void **state)
+{
+	const struct rig_config tight = {
+		.n_pages = 6, .n_slots = 4, .step_tokens = 64, .max_tokens = 256, .queue_max = 8};
+	struct rig *r = rig_new(&tight);
+	struct rig_seq q[2];
+
+	(void)state;
+	for (uint32_t i = 0; i < 2; i++)
+		assert_int_equal(rig_submit(r, &q[i], i, i, 60, 180), 0);
+	sched_run(r->sched);
+	assert_true(rig_step(r));
+	seq_pause(q[0].seq, true);
+	while (seq_state(q[0].seq) != SEQ_PREEMPTED)
+		assert_true(rig_step(r));
+	seq_pause(q[0].seq, false);
+	while (stats(r).preemptions == 0)
+		assert_true(rig_step(r));
+	assert_int_equal(seq_state(q[1].seq), SEQ_PREEMPTED);
+	rig_run(r);
+	for (uint32_t i = 0; i < 2; i++) {
+		assert_int_equal(q[i].n_out, 180);
+		rig_expect(&q[i]);
+	}
+	rig_free(r);
+}
+
 /* Whoever came first within one priority. */
 static void urgent_sequences_are_admitted_first(void **state)
 {
@@ -928,6 +956,7 @@ int main(void)
 		cmocka_unit_test(callback_may_fail_all_and_the_worker_may_be_gone_then),
 		cmocka_unit_test(callback_may_submit),
 		cmocka_unit_test(youngest_is_preempted_and_gives_the_same_tokens),
+		cmocka_unit_test(who_comes_back_is_as_old_as_before),
 		cmocka_unit_test(urgent_sequences_are_admitted_first),
 		cmocka_unit_test(least_urgent_is_preempted_however_old),
 		cmocka_unit_test(paused_sequence_takes_no_part_and_resumes),
