@@ -127,6 +127,7 @@ static void drop_channel(struct model *m)
 static void drop_model(struct model *m)
 {
 	selftest_stop(&m->selftest);
+	m->tested = false;
 	if (m->sched)
 		sched_fail_all(m->sched);
 	m->sched = sched_free(m->sched);
