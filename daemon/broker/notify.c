@@ -83,6 +83,10 @@ void notify_state(struct server *s)
 
 	if (s->stopping)
 		return;
+	if (n->reloading && !is_loading(s)) {
+		n->reloading = false;
+		sd_notify(0, "READY=1");
+	}
 	describe(s, line);
 	if (ready == n->ready && strcmp(line, n->status) == 0)
 		return;
@@ -141,12 +145,8 @@ uint64_t notify_on_tick(struct server *s, uint64_t now)
 
 void notify_reloading(struct server *s)
 {
+	s->notify.reloading = true;
 	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)io_now_usec(s->io));
-}
-
-void notify_reloaded(void)
-{
-	sd_notify(0, "READY=1");
 }
 
 void notify_stopping(void)

@@ -13,6 +13,7 @@ struct notify {
 	char status[NOTIFY_STATUS_MAX]; /* as it was sent */
 	bool heard;                     /* there is a $NOTIFY_SOCKET */
 	bool ready;                     /* READY=1 was sent */
+	bool reloading;                 /* RELOADING=1 was, and no READY=1 since */
 	uint64_t look_usec;             /* when to look at the status again; 0: nothing runs */
 	uint64_t feed_every_usec;       /* a third of WatchdogSec=; 0: no watchdog */
 	uint64_t feed_usec;
@@ -31,8 +32,7 @@ void notify_state(struct server *s);
  * Return: when to come again, UINT64_MAX: no need.
  */
 uint64_t notify_on_tick(struct server *s, uint64_t now);
-/** notify_reloading() - SIGHUP was taken; notify_reloaded(): every model has its answer. */
+/** notify_reloading() - SIGHUP was taken; notify_state() says READY=1 once no model loads any more. */
 void notify_reloading(struct server *s);
-void notify_reloaded(void);
 /** notify_stopping() - no more requests; STATUS= stays what this says. */
 void notify_stopping(void);

@@ -310,7 +310,7 @@ static void reload_all(struct server *s)
 				  "model %s stays as it is: %s", model_name(all[i]),
 				  error_text(&err, r));
 	}
-	notify_reloaded();
+	notify_state(s); /* they may all have been refused */
 }
 
 /* Who connects from now on waits for the next daemon, where systemd keeps the sockets, and finds none elsewhere. */

@@ -90,3 +90,17 @@ def test_a_load_that_goes_on_asks_for_more_time(tmp_path):
         before = [line for _, lines in d.said[:ready] for line in lines]
         assert sum(line.startswith("EXTEND_TIMEOUT_USEC=") for line in before) >= 2, before
         assert any(line.startswith("STATUS=fake: loading") for line in before), before
+
+
+def test_a_reload_is_over_for_systemd_when_the_new_worker_serves(tmp_path):
+    slow = tmp_path / "slow-worker"
+    slow.write_text("#!/bin/sh\nsleep 1\nexec %s \"$@\"\n" % os.path.join(BUILD, "daemon", "dsd-worker"))
+    slow.chmod(0o755)
+    with Managed(env={"DSD_WORKER": str(slow)}) as d:
+        wait_for(lambda: times(d, "READY=1"))
+        c = d.client()
+        old = c.stats().models[0].worker_pid
+        d.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: times(d, "RELOADING=1"))
+        wait_for(lambda: times(d, "READY=1") == 2)
+        assert c.stats().models[0].worker_pid not in (0, old)
