@@ -511,6 +511,9 @@ static void try_again(struct sim *s, struct call *c, const Dsd__Error *e)
 {
 	uint64_t ms = e->has_retry_after_ms ? e->retry_after_ms : 100;
 
+	/* Until now it may have run. */
+	if (c->session)
+		c->session->touched = s->now;
 	c->waiting = true;
 	c->due = s->now + ms * 1000 + sim_below(s, 500000);
 	s->count.retried++;
