@@ -27,8 +27,8 @@ static void think_text(struct sim *s, struct call *c, size_t n_own)
 		begin = u->last;
 		n = u->n_last;
 		c->goes_on = true;
-		/* What this turn adds is often a page of its own. */
-		n_own += sim_one_in(s, 2) ? sim_between(s, 64, 128) : 0;
+		/* What this turn adds is a page of its own. */
+		n_own += sim_between(s, 64, 128);
 	} else if (sim_one_in(s, 3)) {
 		n = 0;
 	} else if (sim_one_in(s, 8)) {
@@ -88,8 +88,9 @@ static void think_sampling(struct sim *s, struct call *c)
 	struct channel_params *p = &c->params;
 
 	c->n = sim_one_in(s, 20) ? (uint32_t)sim_between(s, 2, 5) : 1;
-	c->max_tokens =
-		(uint32_t)(sim_one_in(s, 12) ? sim_between(s, 1, 300) : sim_between(s, 1, 30));
+	/* In a conversation more are long: they end a page with what was generated. */
+	c->max_tokens = (uint32_t)(sim_one_in(s, c->goes_on ? 4 : 12) ? sim_between(s, 1, 300)
+								      : sim_between(s, 1, 30));
 	p->temperature = sim_one_in(s, 2) ? 0 : 0.8f;
 	c->seeded = sim_one_in(s, 2);
 	p->seed = sim_random(s);
@@ -105,7 +106,7 @@ static void think_sampling(struct sim *s, struct call *c)
 	if (c->reuse)
 		p->top_k = SIM_ANY_PATH;
 	/* Twice: what the first of them leaves, the second finds, and behind it what this one left. */
-	if (c->reuse && c->goes_on && sim_one_in(s, 2))
+	if (c->reuse && c->goes_on)
 		c->n_repeats = 2;
 	/* Seldom, and then two: so that workers die too often for a while. */
 	if (sim_one_in(s, s->second_killer ? 8 : 6000)) {
