@@ -226,7 +226,8 @@ int request_set_text(struct request *r, const ProtobufCBinaryData *text, bool pa
 	r->input.text = malloc(text->len + 1);
 	if (!r->input.text)
 		return -ENOMEM;
-	memcpy(r->input.text, text->data, text->len);
+	if (text->len > 0)
+		memcpy(r->input.text, text->data, text->len);
 	r->input.n_text = text->len;
 	r->input.encode_flags = parse_special ? ENCODE_PARSE_SPECIAL : 0;
 	return 0;
@@ -276,7 +277,8 @@ int request_set_chat(struct request *r, const Dsd__Chat *chat)
 
 		in->messages[i].role = roles[m->role];
 		in->messages[i].n = (uint32_t)m->text.len;
-		memcpy(in->text + in->n_text, m->text.data, m->text.len);
+		if (m->text.len > 0) /* else there may be no data at all */
+			memcpy(in->text + in->n_text, m->text.data, m->text.len);
 		in->n_text += m->text.len;
 	}
 	in->n_messages = (uint32_t)chat->n_messages;

@@ -12,6 +12,14 @@ def test_greedy_repeats_itself(client):
     assert len(a.ids) == 64 and a.ids == b.ids and a.text == b.text
 
 
+def test_empty_texts_are_texts(client):
+    """What has no bytes may have no address either; the sanitizers look at what is done with it."""
+    assert client.generate(chat=[(2, ""), (3, ""), (2, "")], max_tokens=2).error is None
+    client.send(9, tokenize=pb.Tokenize(text=b""))
+    f = client.recv()
+    assert f.WhichOneof("msg") == "tokenize" and len(f.tokenize.ids) <= 1  # the one that begins every text
+
+
 def test_seed_repeats_itself_and_choices_differ(client):
     how = dict(max_tokens=64, temperature=0.8, seed=7, ignore_eos=True)
     a = client.generate("hello", **how)
