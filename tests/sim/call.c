@@ -246,10 +246,6 @@ void call_send(struct sim *s, struct call *c, struct link *l, uint64_t id)
 	else
 		send_others(s, c, l);
 	c->started = false;
-	/* Somebody may publish meanwhile, and what it needs is no longer there. */
-	if (c->huge)
-		sim_push(s, sim_below(s, 2 * SIM_SECOND),
-			 (struct entry){.kind = ENTRY_ADMIN, .index = 1});
 	/* Some change their mind, at any moment. */
 	if (sim_one_in(s, 25))
 		c->due = s->now + sim_below(s, sim_one_in(s, 2) ? 100000 : 3 * SIM_SECOND);

@@ -112,6 +112,7 @@ struct call {
 enum call_size {
 	CALL_ANY,
 	CALL_FLOOD, /* many long answers with all that can be said of each token */
+	CALL_HUGE,  /* takes about all that the pool has */
 	CALL_VERB   /* an administrator's */
 };
 

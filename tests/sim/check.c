@@ -19,7 +19,7 @@
 #define CONN_QUEUE_MOST (CONN_QUEUE_SOFT + (128u << 10))
 #define LEAVE_USEC      (30 * SIM_MINUTE) /* after the last burst nobody stays longer */
 #define LATE_USEC       (SIM_SECOND / 10) /* what is due is done by then */
-#define IDLE_USEC       SIM_SECOND       /* nobody who could run waits so long for an idle worker */
+#define IDLE_USEC       (SIM_SECOND / 50) /* nobody who could run waits so long for an idle worker */
 #define CALM_USEC       (2 * SIM_SECOND) /* after which nothing may be held for those who are gone */
 
 void sim_broken(struct sim *s, const char *fmt, ...)

@@ -471,7 +471,7 @@ struct call *clients_find_call(struct sim *s, uint64_t number)
 	return NULL;
 }
 
-void clients_expect_no_numbers(struct sim *s, const struct channel_params *p)
+void clients_expect_no_numbers(struct sim *s, const struct channel_params *p, uint64_t began)
 {
 	const struct request *found = NULL;
 	struct call *c;
@@ -480,7 +480,9 @@ void clients_expect_no_numbers(struct sim *s, const struct channel_params *p)
 		const struct request *r = s->server.requests.items[i];
 		uint32_t k = r ? p->choice - r->first_choice : 0;
 
-		if (!r || r->params.seed != p->seed || k >= r->n_choices || !r->choices[k].seq)
+		/* One that came later is the same asked again: the step has a row of the first. */
+		if (!r || r->arrived_usec > began || r->params.seed != p->seed ||
+		    k >= r->n_choices || !r->choices[k].seq)
 			continue;
 		if (found)
 			return; /* one that goes on, and the one whose connection was lost */

@@ -85,7 +85,7 @@ static int learn_vocab(struct sim *s, struct error *err)
 static int configure(struct config *cfg, struct error *err)
 {
 	char size[64];
-	const char *const keys[] = {"sched.slots=12", "sched.step_tokens=96", "worker.context=4096",
+	const char *const keys[] = {"sched.slots=12", "sched.step_tokens=96", "worker.context=6144",
 				    "sched.queue=60", "conn.max_per_uid=40",  size};
 	int r = 0;
 

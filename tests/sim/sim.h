@@ -279,7 +279,7 @@ void pages_on_step(struct sim *s, struct pages *p, struct slot_seen *slots,
 int clients_init(struct sim *s);
 void clients_done(struct sim *s);
 void clients_on_burst(struct sim *s);
-/** clients_on_connect() - @heir: NULL, or a request whose connection was lost; freed. */
+/** clients_on_connect() - @heir: NULL, or a request to begin with: of a lost connection, say; freed. */
 void clients_on_connect(struct sim *s, struct call *heir);
 /** clients_on_admin() - @again: others come after this one. */
 void clients_on_admin(struct sim *s, bool again);
@@ -289,8 +289,8 @@ struct call *clients_find_call(struct sim *s, uint64_t number);
 struct call *clients_any_call(struct sim *s);
 void client_on_entry(struct sim *s, uint32_t index, uint32_t generation);
 void client_on_read(struct sim *s, struct client *c);
-/** clients_expect_no_numbers() - a row of the sequence with @p had none. */
-void clients_expect_no_numbers(struct sim *s, const struct channel_params *p);
+/** clients_expect_no_numbers() - a row of the sequence with @p had none in a step that @began then. */
+void clients_expect_no_numbers(struct sim *s, const struct channel_params *p, uint64_t began);
 /** clients_check() - requests that should have ended long ago. */
 void clients_check(struct sim *s);
 

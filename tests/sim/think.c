@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "broker/model.h"
 #include "call.h"
 #include "text/template.h"
 #include "worker/fake.h"
@@ -14,6 +15,15 @@ static void add_letters(struct sim *s, struct call *c, size_t n)
 {
 	for (; n > 0; n--)
 		c->text[c->n_text++] = (uint8_t)('a' + sim_below(s, 26));
+}
+
+/* About as much as the pool holds for one sequence just now. */
+static size_t huge_bytes(struct sim *s)
+{
+	const struct model *m = s->server.n_models ? s->server.models[0] : NULL;
+	uint32_t room = m && model_sched(m) ? model_room(m) : 1000;
+
+	return room - sim_between(s, 0, MIN(room, 400u));
 }
 
 /* Begins like another prompt of this user, ends in its own way. */
@@ -36,6 +46,10 @@ static void think_text(struct sim *s, struct call *c, size_t n_own)
 	} else {
 		/* About a page border, on either side of it. */
 		n = 64 * (size_t)sim_between(s, 1, sim_one_in(s, 6) ? 24 : 6) - 2 + sim_below(s, 4);
+	}
+	if (c->huge) {
+		n = MIN(n, n_own);
+		n_own -= n;
 	}
 	c->text = malloc(n + n_own + 1);
 	assert(c->text);
@@ -135,9 +149,10 @@ void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size
 	} else if (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 500)) {
 		think_text(s, c, 6000);
 		c->doomed_input = true;
-	} else if (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 200)) {
-		think_text(s, c, (size_t)sim_between(s, 1000, 3600));
+	} else if (size == CALL_HUGE ||
+		   (c->kind == CALL_GENERATE && size == CALL_ANY && sim_one_in(s, 300))) {
 		c->huge = true;
+		think_text(s, c, huge_bytes(s));
 	} else {
 		think_text(s, c,
 			   (size_t)(sim_one_in(s, 8) ? sim_between(s, 64, 200)
@@ -159,6 +174,8 @@ void call_init(struct sim *s, struct call *c, uint32_t user, enum call_size size
 		c->logprobs = sim_one_in(s, 2) ? (int)sim_below(s, 4) : -1;
 	if (c->kind == CALL_GENERATE)
 		think_sampling(s, c);
+	if (c->huge)
+		c->priority = DSD__PRIORITY__PRIORITY_BATCH; /* everybody goes before it */
 	if (size == CALL_FLOOD) {
 		c->n = CALL_CHOICES;
 		c->max_tokens = (uint32_t)sim_between(s, 150, 300);

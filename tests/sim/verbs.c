@@ -35,6 +35,17 @@ static void think_prefix(struct sim *s, struct call *c)
 	c->doomed_input = c->ids.n < PAGE_TOKENS;
 }
 
+/* Somebody comes who needs what is about to be published away. */
+static void call_for_huge(struct sim *s)
+{
+	struct call *huge = malloc(sizeof(*huge));
+
+	assert(huge);
+	call_init(s, huge, (uint32_t)sim_below(s, SIM_USERS), CALL_HUGE);
+	sim_push(s, sim_below(s, SIM_SECOND / 4),
+		 (struct entry){.kind = ENTRY_CONNECT, .arg = huge});
+}
+
 /* Somebody's request: mostly one that may be ended, at times another user's, or none. */
 static void think_target(struct sim *s, struct call *c)
 {
@@ -272,6 +283,8 @@ void verb_send(struct sim *s, struct call *c, struct link *l)
 			publish.text = (ProtobufCBinaryData){c->n_text, c->text};
 		frame.msg_case = DSD__CLIENT_FRAME__MSG_PUBLISH;
 		frame.publish = &publish;
+		if (!c->forbidden && sim_one_in(s, 3))
+			call_for_huge(s);
 		break;
 	case CALL_OTHERS:
 		frame.msg_case = DSD__CLIENT_FRAME__MSG_DETOKENIZE;

@@ -51,6 +51,7 @@ struct worker {
 	uint32_t head, tail, step_index;
 	bool busy, computed;
 	uint64_t slow_until, next_death;
+	uint64_t began;   /* the step */
 	uint64_t lied_at; /* 0: not yet */
 	uint32_t excused; /* steps posted before this one may stand on one that was refused */
 	struct engine_step step;
@@ -427,6 +428,8 @@ static void begin(struct sim *s, struct worker *w)
 	int r = batch_read(w->batch, w->serve.channel, w->head, &w->step, &err);
 
 	s->count.steps++;
+	s->idle_since = 0;
+	w->began = s->now;
 	w->result = (struct channel_result){.seq = w->step.seq, .status = CHANNEL_OK};
 	w->busy = true;
 	w->computed = false;
@@ -499,7 +502,7 @@ static void spoil(struct sim *s, struct worker *w, struct channel_result_row *ro
 	row->n_top = 0;
 	for (uint32_t i = 0; i < w->step.n_sequences; i++)
 		if (w->step.sequences[i].slot == row->slot)
-			clients_expect_no_numbers(s, w->step.sequences[i].params);
+			clients_expect_no_numbers(s, w->step.sequences[i].params, w->began);
 }
 
 static void end(struct sim *s, struct worker *w)
