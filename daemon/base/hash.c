@@ -24,3 +24,8 @@ void hash_mac(uint8_t ret[HASH_MAC_BYTES], const uint8_t key[HASH_KEY_BYTES],
 	}
 	crypto_generichash_final(&st, ret, HASH_MAC_BYTES);
 }
+
+void hash_hex(char *ret, const uint8_t *bytes, size_t n)
+{
+	sodium_bin2hex(ret, 2 * n + 1, bytes, n);
+}

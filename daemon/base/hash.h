@@ -17,3 +17,5 @@ int hash_init(void);
 /** hash_mac() - 128-bit MAC of the parts, each preceded by its length so that no two lists collide. */
 void hash_mac(uint8_t ret[HASH_MAC_BYTES], const uint8_t key[HASH_KEY_BYTES],
 	      const struct hash_part *parts, size_t n_parts);
+/** hash_hex() - @n bytes as 2n digits and a 0, for names of files */
+void hash_hex(char *ret, const uint8_t *bytes, size_t n);

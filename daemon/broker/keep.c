@@ -25,8 +25,7 @@ static void pool_name(const struct model *m, const char *part, char ret[STORE_NA
 	char hex[2 * HASH_MAC_BYTES + 1];
 
 	hash_mac(mac, m->server->key, parts, N_ELEMENTS(parts));
-	for (unsigned i = 0; i < sizeof(mac); i++)
-		sprintf(hex + 2 * i, "%02x", mac[i]);
+	hash_hex(hex, mac, sizeof(mac));
 	snprintf(ret, STORE_NAME_BYTES, "pool-%s.%s", part, hex);
 }
 

@@ -22,12 +22,6 @@
 #define KEY_FILE    "packed.key" /* in the state directory */
 #define MODEL_BYTES 8u           /* of a MAC of 16: tells a host's few models apart */
 
-static void put_hex(char *ret, const uint8_t *mac, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		sprintf(ret + 2 * i, "%02x", mac[i]);
-}
-
 /* ---- at start ---- */
 
 static int make_key(struct server *s, struct error *err)
@@ -110,11 +104,11 @@ static void make_prefix(struct model *m, const uint8_t source[HASH_MAC_BYTES])
 	char *p = m->packed.prefix;
 
 	hash_mac(mac, s->packed.key, model, N_ELEMENTS(model));
-	put_hex(p, mac, MODEL_BYTES);
+	hash_hex(p, mac, MODEL_BYTES);
 	p += 2 * MODEL_BYTES;
 	*p++ = '-';
 	hash_mac(mac, s->packed.key, files, N_ELEMENTS(files));
-	put_hex(p, mac, sizeof(mac));
+	hash_hex(p, mac, sizeof(mac));
 	strcpy(p + 2 * sizeof(mac), "-");
 }
 
@@ -288,7 +282,7 @@ static void name_content(struct packed_job *j, const struct packed_header *h)
 	uint8_t mac[HASH_MAC_BYTES];
 
 	hash_mac(mac, j->key, parts, N_ELEMENTS(parts));
-	put_hex(j->name + strlen(j->name), mac, sizeof(mac));
+	hash_hex(j->name + strlen(j->name), mac, sizeof(mac));
 }
 
 static int link_file(const struct packed_job *j, struct error *err)

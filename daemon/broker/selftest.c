@@ -25,8 +25,7 @@ static void file_name(const struct model *m, char ret[64])
 	const uint8_t *digest = model_image(m)->h->digest;
 
 	strcpy(ret, "selftest/");
-	for (unsigned i = 0; i < 16; i++)
-		sprintf(ret + 9 + 2 * i, "%02x", digest[i]);
+	hash_hex(ret + strlen(ret), digest, 16);
 }
 
 static void format_ids(const struct selftest *t, char ret[TEXT_MAX])
