@@ -4,10 +4,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/error.h"
 #include "layout/image.h"
+#include "worker/clock.h"
 #include "worker/engine.h"
 #include "worker/model/forward.h"
 #include "worker/sampler.h"
@@ -116,20 +116,12 @@ static int keep_vocabulary(struct infer *f, const struct image_builder *image)
 	return 0;
 }
 
-static uint64_t now_usec(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
 /* Since *since, which begins anew. */
 static uint64_t lap(uint64_t *since)
 {
 	uint64_t from = *since;
 
-	*since = now_usec();
+	*since = clock_usec();
 	return *since - from;
 }
 
@@ -141,7 +133,7 @@ int infer_new(struct engine *ret, struct image_builder *image, const struct file
 	_cleanup_(load_freep) struct load *l = NULL;
 	struct load_facts facts;
 	const struct image_stream *streams;
-	uint64_t t = now_usec();
+	uint64_t t = clock_usec();
 	int r;
 
 	if (!f)

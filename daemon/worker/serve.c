@@ -12,12 +12,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "worker/batch.h"
+#include "worker/clock.h"
 #include "worker/control.h"
 #include "worker/engine.h"
 
@@ -42,7 +42,6 @@ static int map_sealed(int fd, const char *what, uint64_t n_bytes, void **ret, st
 	if (p == MAP_FAILED)
 		return error_set(err, -errno, "mapping %s of %llu bytes: %m", what,
 				 (unsigned long long)n_bytes);
-	madvise(p, n_bytes, MADV_HUGEPAGE); /* a hint, and of use for the pool alone */
 	*ret = p;
 	return 0;
 }
@@ -117,6 +116,7 @@ int serve_open(struct serve *ret, struct control_in *in, const struct engine *en
 		goto fail;
 	s.pool = pool;
 	s.pool_bytes = g->stride * s.n_pages;
+	madvise(s.pool, s.pool_bytes, MADV_HUGEPAGE); /* a hint: without it only the TLB suffers */
 	s.wake = TAKE_FD(in->fds[2]);
 	s.result_event = TAKE_FD(in->fds[3]);
 	*ret = s;
@@ -230,21 +230,13 @@ static int wait_room(struct serve *s, int control_fd, uint32_t tail, struct erro
 	}
 }
 
-static uint64_t now_usec(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
 /* One step from ring entry @head; @rows is scratch for max_rows answers. */
 static int answer(struct serve *s, uint32_t head, uint32_t tail, struct batch *b,
 		  struct engine *engine, struct channel_result_row *rows, struct error *err)
 {
 	struct channel_header *h = s->channel;
 	struct channel_result *out = channel_result(s->channel, &s->shape, tail);
-	uint64_t begin = now_usec(), one = 1;
+	uint64_t begin = clock_usec(), one = 1;
 	struct channel_result head_out;
 	struct engine_step step;
 	int r;
@@ -268,7 +260,7 @@ static int answer(struct serve *s, uint32_t head, uint32_t tail, struct batch *b
 		.seq = step.seq,
 		.status = r == 0 ? CHANNEL_OK : CHANNEL_BAD_STEP,
 		.n_rows = r == 0 ? step.n_wants : 0,
-		.usec = now_usec() - begin,
+		.usec = clock_usec() - begin,
 	};
 	memcpy(out, &head_out, sizeof(head_out));
 	memcpy(channel_result_rows(out), rows, sizeof(*rows) * head_out.n_rows);

@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysinfo.h>
-#include <time.h>
 
 #include "base/error.h"
 #include "layout/image.h"
+#include "worker/clock.h"
 #include "worker/load/digest.h"
 #include "worker/load/files.h"
 #include "worker/load/packed.h"
@@ -320,19 +320,11 @@ struct rows {
 	float *block; /* ROWS_UK: key rows of head `part` [nope, rank] */
 };
 
-static uint64_t now_usec(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
 /* A load_progress that passes on as much as LOAD_PROGRESS_USEC allows. */
 static int report(void *ctx, const char *stage, uint64_t done, uint64_t total)
 {
 	struct packing *p = ctx;
-	uint64_t t = now_usec();
+	uint64_t t = clock_usec();
 
 	if (t < p->next_report)
 		return 0;
