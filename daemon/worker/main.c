@@ -31,6 +31,7 @@
 #include "worker/inspect.h"
 #include "worker/load/files.h"
 #include "worker/machine.h"
+#include "worker/model/model.h"
 #include "worker/sandbox.h"
 #include "worker/serve.h"
 
@@ -210,9 +211,9 @@ static int make_engine(const struct arguments *a, const struct machine *machine,
 	} else {
 		r = infer_new(ret, image, &files, &options, &cpu, send_progress, &fd, err);
 		r = r ?: tell_load(fd, &store, ret, image->h.weight_bytes, err);
+		if (r == 0 && topology)
+			machine_log(machine, infer_model(ret)->k->n_threads);
 	}
-	if (r == 0 && !a->fake && topology)
-		machine_log(machine, load.n_threads > 0 ? load.n_threads : topology->n_cores);
 	return r < 0 ? r : 1;
 }
 
