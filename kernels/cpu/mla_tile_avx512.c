@@ -1,15 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Scores and values of a tile of bf16 rows in AVX-512 without its BF16: heads on lanes, numbers made into f32
  * on the way. */
-#ifndef K_EMULATE_AVX512 /* a test puts its own intrinsics before */
-#include <immintrin.h>
-#endif
-
-#include "cpu.h"
-
-#define ALWAYS static inline __attribute__((always_inline))
-
-#define BLOCK 8u /* positions, or heads */
+#include "mla_tile_512.h"
 
 ALWAYS __m512 high(__m512i pair)
 {
@@ -21,58 +13,20 @@ ALWAYS __m512 low(__m512i pair)
 	return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
 }
 
-/* R positions by all heads; @next will be read after it. */
-ALWAYS void scores(const struct mla_tile *t, uint32_t first, const uint8_t *next, const uint32_t R)
+ALWAYS void dot(__m512 *sum, __m512i x, const void *pair)
 {
-	const uint16_t *k[BLOCK];
-	__m512 acc[BLOCK];
+	__m512i y;
+	int32_t both;
 
-#pragma GCC unroll 8
-	for (uint32_t r = 0; r < R; r++) {
-		k[r] = t->rows + (first + r) * t->row_step;
-		acc[r] = _mm512_setzero_ps();
-	}
-	for (uint32_t i = 0; i < t->n_pairs; i++) {
-		__m512i q = _mm512_loadu_si512(t->q + (size_t)i * MLA_HEADS);
-
-		if (i % 2 == 0)
-			__builtin_prefetch(next + (size_t)i * 32);
-#pragma GCC unroll 8
-		for (uint32_t r = 0; r < R; r++) {
-			__m512i x;
-			int32_t pair;
-
-			__builtin_memcpy(&pair, k[r] + 2 * (size_t)i, sizeof(pair));
-			x = _mm512_set1_epi32(pair);
-			acc[r] = _mm512_fmadd_ps(high(x), high(q), acc[r]);
-			acc[r] = _mm512_fmadd_ps(low(x), low(q), acc[r]);
-		}
-	}
-#pragma GCC unroll 8
-	for (uint32_t r = 0; r < R; r++)
-		_mm512_storeu_ps(t->s + (first + r) * MLA_HEADS, acc[r]);
+	__builtin_memcpy(&both, pair, sizeof(both));
+	y = _mm512_set1_epi32(both);
+	*sum = _mm512_fmadd_ps(high(y), high(x), *sum);
+	*sum = _mm512_fmadd_ps(low(y), low(x), *sum);
 }
 
 void mla_scores_bf16_avx512(const struct mla_tile *t)
 {
-	uint32_t p = 0;
-
-	for (; p + BLOCK < t->n_pos; p += BLOCK)
-		scores(t, p, (const uint8_t *)(t->rows + (p + BLOCK) * t->row_step), BLOCK);
-	switch (t->n_pos - p) { /* an even number */
-	case 8:
-		scores(t, p, t->next, 8);
-		break;
-	case 6:
-		scores(t, p, t->next, 6);
-		break;
-	case 4:
-		scores(t, p, t->next, 4);
-		break;
-	case 2:
-		scores(t, p, t->next, 2);
-		break;
-	}
+	scores_all(t);
 }
 
 /* R heads by a line of every row. */
@@ -105,20 +59,7 @@ ALWAYS void values(const struct mla_tile *t, uint32_t head, uint32_t col, const 
 				acc[r][1] = _mm512_fmadd_ps(x, odd, acc[r][1]);
 			}
 		}
-#pragma GCC unroll 8
-	for (uint32_t r = 0; r < R; r++) {
-		__m512 correction = _mm512_set1_ps(t->correction[head + r]);
-		float *y = t->acc + (head + r) * t->acc_step + col;
-
-#pragma GCC unroll 2
-		for (uint32_t i = 0; i < 2; i++)
-			_mm512_storeu_ps(
-				y + 16 * i,
-				_mm512_fmadd_ps(_mm512_loadu_ps(y + 16 * i), correction,
-						_mm512_permutex2var_ps(acc[r][0],
-								       _mm512_loadu_si512(order[i]),
-								       acc[r][1])));
-	}
+	add_values(t, head, col, R, acc, order);
 }
 
 void mla_values_bf16_avx512(const struct mla_tile *t)

@@ -1,15 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Scores and values of a tile of bf16 rows with VDPBF16PS: a pair of the cache by a pair of sixteen queries, or
  * the pairs that two positions' rows make by those of their weights. */
-#ifndef K_EMULATE_AVX512 /* a test puts its own intrinsics before */
-#include <immintrin.h>
-#endif
-
-#include "cpu.h"
-
-#define ALWAYS static inline __attribute__((always_inline))
-
-#define BLOCK 8u /* positions, or heads */
+#include "mla_tile_512.h"
 
 /* In assembly, or gcc 12 moves the accumulators about. */
 ALWAYS void dot(__m512 *sum, __m512i x, const void *pair)
@@ -30,51 +22,9 @@ ALWAYS void dot(__m512 *sum, __m512i x, const void *pair)
 #endif
 }
 
-/* R positions by all heads; @next will be read after it. */
-ALWAYS void scores(const struct mla_tile *t, uint32_t first, const uint8_t *next, const uint32_t R)
-{
-	const uint16_t *k[BLOCK];
-	__m512 acc[BLOCK];
-
-#pragma GCC unroll 8
-	for (uint32_t r = 0; r < R; r++) {
-		k[r] = t->rows + (first + r) * t->row_step;
-		acc[r] = _mm512_setzero_ps();
-	}
-	for (uint32_t i = 0; i < t->n_pairs; i++) {
-		__m512i q = _mm512_loadu_si512(t->q + (size_t)i * MLA_HEADS);
-
-		if (i % 2 == 0)
-			__builtin_prefetch(next + (size_t)i * 32);
-#pragma GCC unroll 8
-		for (uint32_t r = 0; r < R; r++)
-			dot(&acc[r], q, k[r] + 2 * (size_t)i);
-	}
-#pragma GCC unroll 8
-	for (uint32_t r = 0; r < R; r++)
-		_mm512_storeu_ps(t->s + (first + r) * MLA_HEADS, acc[r]);
-}
-
 void mla_scores_bf16_bf16(const struct mla_tile *t)
 {
-	uint32_t p = 0;
-
-	for (; p + BLOCK < t->n_pos; p += BLOCK)
-		scores(t, p, (const uint8_t *)(t->rows + (p + BLOCK) * t->row_step), BLOCK);
-	switch (t->n_pos - p) { /* an even number */
-	case 8:
-		scores(t, p, t->next, 8);
-		break;
-	case 6:
-		scores(t, p, t->next, 6);
-		break;
-	case 4:
-		scores(t, p, t->next, 4);
-		break;
-	case 2:
-		scores(t, p, t->next, 2);
-		break;
-	}
+	scores_all(t);
 }
 
 /* R heads by a line of every row. @w: [n_pos / 2][MLA_HEADS] pairs. */
@@ -108,20 +58,7 @@ ALWAYS void values(const struct mla_tile *t, const uint32_t *w, uint32_t head, u
 			dot(&acc[r][1], high, pair);
 		}
 	}
-#pragma GCC unroll 8
-	for (uint32_t r = 0; r < R; r++) {
-		__m512 correction = _mm512_set1_ps(t->correction[head + r]);
-		float *y = t->acc + (head + r) * t->acc_step + col;
-
-#pragma GCC unroll 2
-		for (uint32_t i = 0; i < 2; i++)
-			_mm512_storeu_ps(
-				y + 16 * i,
-				_mm512_fmadd_ps(_mm512_loadu_ps(y + 16 * i), correction,
-						_mm512_permutex2var_ps(acc[r][0],
-								       _mm512_loadu_si512(order[i]),
-								       acc[r][1])));
-	}
+	add_values(t, head, col, R, acc, order);
 }
 
 void mla_values_bf16_bf16(const struct mla_tile *t)
