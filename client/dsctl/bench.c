@@ -7,8 +7,8 @@
 #include "worker.h"
 
 struct bench {
-	const char *shape, *quant, *prompt, *gen, *context, *parallel, *threads, *cpu_mask, *memory,
-		*price;
+	const char *shape, *quant, *entry, *prompt, *gen, *context, *parallel, *threads, *cpu_mask,
+		*memory, *price;
 	bool quality;
 };
 
@@ -18,6 +18,8 @@ static const struct arg_option options[] = {
 	 ARG_STRING, .offset = offsetof(struct bench, shape)},
 	{"--quant", "TYPE", "weights: f32, bf16, q8 or q4 (default)", ARG_STRING,
 	 .offset = offsetof(struct bench, quant)},
+	{"--entry", "TYPE", "cache: f32, bf16 or int8; default: f32 for f32 weights, else bf16",
+	 ARG_STRING, .offset = offsetof(struct bench, entry)},
 	{"--prompt", "N", "tokens of the prompt; default 512, 0: none", ARG_STRING,
 	 .offset = offsetof(struct bench, prompt)},
 	{"--gen", "N", "tokens of each generating stream; default 32, 0: none", ARG_STRING,

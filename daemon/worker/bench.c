@@ -58,6 +58,7 @@ struct bench {
 	struct kernels_config cpu;
 	struct engine engine;
 	enum k_type type; /* of the weights */
+	enum page_entry entry;
 	struct image_header image;
 	uint8_t *pool;
 	uint64_t pool_bytes;
@@ -354,7 +355,7 @@ static int plan(struct bench *b, uint64_t *ret_room, struct error *err)
 {
 	const struct bench_options *o = b->o;
 	const struct load_options options = {
-		.weights = o->weights, .entry = _PAGE_ENTRY_MAX, .room_bytes = UINT64_MAX};
+		.weights = o->weights, .entry = o->entry, .room_bytes = UINT64_MAX};
 	_cleanup_(load_freep) struct load *l = NULL;
 	uint64_t have = o->memory_bytes, want, page;
 	const struct model_config *m;
@@ -368,6 +369,7 @@ static int plan(struct bench *b, uint64_t *ret_room, struct error *err)
 	facts = load_get_facts(l);
 	m = &facts.config->m;
 	b->type = facts.type;
+	b->entry = facts.entry;
 	b->max_rows = MIN(o->prompt, STEP_TOKENS);
 	b->max_rows = MAX(b->max_rows, parallel);
 	b->max_tokens = MAX(o->prompt, list_max(&o->contexts) + o->gen);
@@ -391,15 +393,16 @@ static int plan(struct bench *b, uint64_t *ret_room, struct error *err)
 	return 0;
 }
 
-/* Numbers that are small in bf16 and in f32. */
+/* Numbers that are small in every entry: around 1/4, in int8 by scales of 1/256. */
 static void fill_pool(struct bench *b)
 {
+	uint32_t base = b->entry == PAGE_ENTRY_INT8 ? 0x3b00 : 0x3e00; /* upper half of an f32 */
 	uint16_t *p = (uint16_t *)b->pool;
 	uint32_t x = 1;
 
 	for (uint64_t i = 0; i < b->pool_bytes / 2; i++) {
 		x = x * 1664525u + 1013904223u;
-		p[i] = (uint16_t)((x >> 31) << 15 | (0x3e00 + (x >> 20 & 0xff)));
+		p[i] = (uint16_t)((x >> 31) << 15 | (base + (x >> 20 & 0xff)));
 	}
 }
 
@@ -450,7 +453,7 @@ static int show_progress(void *ctx, const char *stage, uint64_t done, uint64_t t
 static int make(struct bench *b, struct error *err)
 {
 	_cleanup_(image_builder_done) struct image_builder image = {};
-	struct load_options options = {.weights = b->o->weights, .entry = _PAGE_ENTRY_MAX};
+	struct load_options options = {.weights = b->o->weights, .entry = b->o->entry};
 	double t = now();
 	int r;
 
@@ -555,6 +558,7 @@ static void print_json(const struct bench *b)
 
 		put_text(machine, "kernels", k->name);
 		json_object_object_add(machine, "threads", json_object_new_int64(k->n_threads));
+		put_text(out, "entry", page_entry_name(b->entry));
 		json_object_object_add(out, "model", json_model(b));
 	}
 	for (uint32_t i = 0; i < b->n_rows; i++)
@@ -592,11 +596,11 @@ static void print_text(const struct bench *b)
 	if (b->engine.ctx) {
 		const struct model *m = infer_model(&b->engine);
 
-		printf("model: %s, %s on %s with %u threads; %.2f G parameters, weights of %.2f GB"
-		       " made in %.1f s\n",
-		       b->o->shape, bench_weights_name(b->o->weights), m->k->name, m->k->n_threads,
-		       (double)b->image.n_params * 1e-9, (double)b->image.weight_bytes * 1e-9,
-		       b->load_seconds);
+		printf("model: %s, %s, cache in %s, on %s with %u threads; %.2f G parameters, "
+		       "weights of %.2f GB made in %.1f s\n",
+		       b->o->shape, bench_weights_name(b->o->weights), page_entry_name(b->entry),
+		       m->k->name, m->k->n_threads, (double)b->image.n_params * 1e-9,
+		       (double)b->image.weight_bytes * 1e-9, b->load_seconds);
 		if (is_extrapolated(b))
 			printf("extrapolated: %u of %u layers fit and were built; the others share "
 			       "their weights\n",

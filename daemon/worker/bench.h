@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "layout/channel.h"
+#include "layout/page.h"
 
 struct error;
 
@@ -17,6 +18,7 @@ struct bench_list {
 struct bench_options {
 	const char *shape; /* a name of bench_shape.h, a config.json or a model directory */
 	enum control_weights weights;
+	enum page_entry entry;           /* of the cache; _PAGE_ENTRY_MAX: what fits the weights */
 	uint32_t prompt, gen, n_threads; /* tokens; 0 threads: one for each core */
 	uint32_t cpu_mask;               /* instruction sets allowed */
 	struct bench_list contexts, parallel;

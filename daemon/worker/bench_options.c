@@ -63,6 +63,17 @@ static int parse_weights(const char *text, enum control_weights *ret, struct err
 	return error_set(err, -EINVAL, "--quant: got '%s', want f32, bf16, q8 or q4", text);
 }
 
+static int parse_entry(const char *text, enum page_entry *ret, struct error *err)
+{
+	for (enum page_entry e = 0; e < _PAGE_ENTRY_MAX; e++) {
+		if (strcmp(text, page_entry_name(e)) != 0)
+			continue;
+		*ret = e;
+		return 0;
+	}
+	return error_set(err, -EINVAL, "--entry: got '%s', want f32, bf16 or int8", text);
+}
+
 static int parse_price(const char *text, double *ret, struct error *err)
 {
 	char *end;
@@ -86,6 +97,8 @@ static int parse_value(struct bench_options *o, const char *name, const char *va
 	}
 	if (strcmp(name, "--quant") == 0)
 		return parse_weights(value, &o->weights, err);
+	if (strcmp(name, "--entry") == 0)
+		return parse_entry(value, &o->entry, err);
 	if (strcmp(name, "--prompt") == 0)
 		return parse_u32(name, value, 0, tokens_max, &o->prompt, err);
 	if (strcmp(name, "--gen") == 0)
@@ -113,6 +126,7 @@ int bench_parse(struct bench_options *ret, int n, char **words, struct error *er
 	struct bench_options o = {
 		.shape = "deepseek-v2-lite",
 		.weights = CONTROL_WEIGHTS_Q4,
+		.entry = _PAGE_ENTRY_MAX,
 		.prompt = 512,
 		.cpu_mask = UINT32_MAX,
 		.gen = 32,

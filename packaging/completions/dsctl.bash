@@ -28,6 +28,10 @@ _dsctl()
 		COMPREPLY=($(compgen -W 'f32 bf16 q8 q4' -- "$current"))
 		return
 		;;
+	--entry)
+		COMPREPLY=($(compgen -W 'f32 bf16 int8' -- "$current"))
+		return
+		;;
 	--priority)
 		COMPREPLY=($(compgen -W 'interactive normal batch' -- "$current"))
 		return

@@ -73,6 +73,27 @@ def test_bench_counts_what_a_token_takes():
     assert rows["decode-2@100"]["bytes_per_token"] == pytest.approx(total(2, 3.5, 102.5))
 
 
+@pytest.mark.parametrize("quant,default", [("f32", "f32"), ("q8", "bf16")])
+def test_bench_counts_the_bytes_of_the_entry_chosen(quant, default):
+    """A row of the tiny shape is 32 + 16 numbers in each of 3 layers; in int8 the latent, one scale, and the rope in bf16."""
+    row = {"f32": 4 * 48, "bf16": 2 * 48, "int8": 32 + 4 + 2 * 16}
+    args = ("--json", "--shape", TINY, "--quant", quant, "--prompt", 70, "--gen", 4, "--context", 100, "--parallel", "1,2")
+    outs = {entry: json.loads(bench(*args, *more).stdout)
+            for entry, more in [(e, ("--entry", e)) for e in row] + [("", ())]}
+    assert outs[""]["entry"] == default
+    base = outs["bf16"]
+    for entry, out in outs.items():
+        entry = entry or default
+        assert out["entry"] == entry and out["model"]["kv_bytes_per_token"] == 3 * row[entry]
+        assert [r["name"] for r in out["rows"]] == [r["name"] for r in base["rows"]]
+        # What a token of each row reads and writes of the cache: four tokens from 0 or 100 on see 2.5 or 102.5 in
+        # the mean; of a prompt, each sees on average what its one step of 70 reads, once, and writes.
+        for r, b, rows in zip(out["rows"], base["rows"], (2, 3.5, 103.5, 3.5, 103.5)):
+            assert r["bytes_per_token"] - b["bytes_per_token"] == pytest.approx(3 * rows * (row[entry] - row["bf16"]), abs=1e-6)
+            assert r["ops_per_token"] == b["ops_per_token"]
+            assert r["limit_tokens_per_s"] <= r["read_gbps"] * 1e9 / r["bytes_per_token"] * (1 + 1e-9)
+
+
 def test_bench_builds_the_layers_that_fit(tmp_path):
     with open(TINY) as f:
         config = json.load(f)
@@ -104,6 +125,7 @@ def test_bench_compares_precisions():
 
 @pytest.mark.parametrize("args,code,sentence", [
     (("--quant", "q5"), 2, b"--quant: got 'q5', want f32, bf16, q8 or q4"),
+    (("--entry", "auto"), 2, b"--entry: got 'auto', want f32, bf16 or int8"),
     (("--parallel", "1,,2"), 2, b"--parallel: got '', want a whole number from 1 to 1024"),
     (("--shape", TINY, "--context", "4096"), 1, b"want at most the 256 that the model takes"),
     (("--shape", "no-such-model"), 1, b"want deepseek-v2-lite, deepseek-v2, deepseek-v3, a config.json"),
