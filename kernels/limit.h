@@ -16,8 +16,12 @@ int limits_new(struct limits **ret, const struct kernels_config *cfg);
 struct limits *limits_free(struct limits *l);
 /** limits_read() - Return: bytes read, every line once. */
 double limits_read(struct limits *l);
-/** limits_float() - Return: FLOP of fused multiply-adds, which f32 and bf16 weights take. */
-double limits_float(struct limits *l);
+/**
+ * limits_float() - products of floats, added up in f32
+ * @type: K_F32: fused multiply-adds; K_BF16: of numbers in bf16, with VDPBF16PS where there is one
+ * Return: operations, two for a product.
+ */
+double limits_float(struct limits *l, enum k_type type);
 /**
  * limits_int8() - products of bytes, added up
  * @type: K_Q4: with AVX2, sums of sixteen bits, all that 4-bit weights need most of the time; else sums

@@ -57,7 +57,8 @@ struct bench {
 	struct machine here;
 	struct kernels_config cpu;
 	struct engine engine;
-	enum k_type type; /* of the weights */
+	enum k_type type;       /* of the weights */
+	enum k_type float_type; /* K_F32: nothing is in bf16; else K_BF16 */
 	enum page_entry entry;
 	struct image_header image;
 	uint8_t *pool;
@@ -123,7 +124,7 @@ static void measure(struct bench *b, struct gauge *row)
 	t1 = now();
 	g.int8 = limits_int8(b->limits, b->type);
 	t2 = now();
-	g.flop = limits_float(b->limits);
+	g.flop = limits_float(b->limits, b->float_type);
 	b->gauge_due = now();
 	g.flop_s = b->gauge_due - t2;
 	g.int8_s = t2 - t1;
@@ -370,6 +371,8 @@ static int plan(struct bench *b, uint64_t *ret_room, struct error *err)
 	m = &facts.config->m;
 	b->type = facts.type;
 	b->entry = facts.entry;
+	if (b->type == K_F32 && b->entry == PAGE_ENTRY_F32)
+		b->float_type = K_F32;
 	b->max_rows = MIN(o->prompt, STEP_TOKENS);
 	b->max_rows = MAX(b->max_rows, parallel);
 	b->max_tokens = MAX(o->prompt, list_max(&o->contexts) + o->gen);
@@ -641,6 +644,7 @@ int bench_run(const struct bench_options *o, struct error *err)
 	if (!b)
 		return -ENOMEM;
 	b->o = o;
+	b->float_type = K_BF16;
 	b->cpu = (struct kernels_config){.n_threads = o->n_threads, .cpu_mask = o->cpu_mask};
 	if (machine_read(&b->here, err) == 0)
 		b->cpu.topology = &b->here.topology;

@@ -191,7 +191,7 @@ static void cpu_free(struct kernels *k)
 	free(c);
 }
 
-static const struct cpu_isa *cpu_isa_pick(uint32_t mask)
+const struct cpu_isa *cpu_isa_pick(uint32_t mask)
 {
 #ifdef K_HAVE_X86
 	uint32_t cpu = kernels_cpu_detect() & mask;

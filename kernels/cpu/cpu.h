@@ -121,6 +121,11 @@ struct cpu_isa {
 	/* One group of a panel out of x[k][column], [Q_GROUP][PANEL]. */
 	void (*pack_q8)(struct q8_group *w, const float *x);
 	void (*pack_q4)(struct q4_group *w, const float *x);
+	/* What there is to reach (limit.h): @n rounds in registers, with the instructions of the products. Return:
+	 * operations. @direct: bytes are added up in sixteen bits, where that is another thing. */
+	double (*limit_f32)(uint64_t n);
+	double (*limit_bf16)(uint64_t n);
+	double (*limit_int8)(uint64_t n, bool direct);
 };
 
 /* The two products, in linear.c (the reference) and beside it. */
@@ -141,6 +146,15 @@ void mla_values_bf16_avx512(const struct mla_tile *t);
 void mla_scores_bf16_bf16(const struct mla_tile *t);
 void mla_values_bf16_bf16(const struct mla_tile *t);
 
+/* In limit.c and beside it. */
+double limit_f32_scalar(uint64_t n);
+double limit_int8_scalar(uint64_t n, bool direct);
+double limit_f32_avx2(uint64_t n);
+double limit_int8_avx2(uint64_t n, bool direct); /* not direct: pmaddwd to 32 bits in between */
+double limit_f32_avx512(uint64_t n);
+double limit_int8_vnni(uint64_t n, bool direct);
+double limit_bf16_bf16(uint64_t n);
+
 extern const struct cpu_isa cpu_isa_scalar;
 #ifdef K_HAVE_X86
 extern const struct cpu_isa cpu_isa_avx2;
@@ -148,6 +162,8 @@ extern const struct cpu_isa cpu_isa_avx512;
 extern const struct cpu_isa cpu_isa_vnni; /* AVX-512 with VNNI */
 extern const struct cpu_isa cpu_isa_bf16; /* and with BF16 */
 #endif
+/* The best of those that are allowed and that this CPU has. */
+const struct cpu_isa *cpu_isa_pick(uint32_t mask);
 
 /* Memory that operations work in: grows to the largest step seen and stays. */
 enum scratch_slot {

@@ -6,16 +6,14 @@
 #include <string.h>
 
 #include "cpu.h"
-#include "limit_rounds.h"
 
-#define FMA_ROUNDS  1000000u
-#define INT8_ROUNDS 1000000u
-#define CHAINS      8
+#define ROUNDS 1000000u /* some milliseconds */
+#define CHAINS 8        /* of the scalar forms */
 
 struct limits {
 	struct threads *threads;
-	uint32_t cpu; /* K_CPU_* in use */
-	enum k_type type;
+	const struct cpu_isa *isa;
+	enum k_type type;  /* of the round under way */
 	uint64_t *memory;  /* LIMITS_READ_BYTES */
 	struct sink *done; /* [n_threads] */
 };
@@ -39,25 +37,26 @@ static uint64_t read_all(const uint64_t *data, size_t n)
 	return sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
 }
 
-static double fma_scalar(uint64_t n, float *sink)
+double limit_f32_scalar(uint64_t n)
 {
 	float x[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8};
 
 	for (uint64_t r = 0; r < n; r++)
 		for (int i = 0; i < CHAINS; i++)
 			x[i] = x[i] * 0.999f + 0.001f;
-	*sink = x[0];
+	__asm__ volatile("" ::"m"(x)); /* somebody wants it */
 	return 2.0 * CHAINS * (double)n;
 }
 
-static double int8_scalar(uint64_t n, uint64_t *sink)
+double limit_int8_scalar(uint64_t n, bool direct)
 {
 	int32_t sum[CHAINS] = {0};
 
+	(void)direct;
 	for (uint64_t r = 0; r < n; r++)
 		for (int i = 0; i < CHAINS; i++)
 			sum[i] += (int8_t)(r + (uint64_t)i) * (int8_t)(r >> 8);
-	*sink = (uint64_t)sum[0];
+	__asm__ volatile("" ::"m"(sum));
 	return 2.0 * CHAINS * (double)n;
 }
 
@@ -75,18 +74,9 @@ static void read_part(void *ctx, uint32_t thread, uint32_t n_threads)
 static void float_part(void *ctx, uint32_t thread, uint32_t n_threads)
 {
 	struct limits *l = ctx;
-	float sink = 0;
 
 	(void)n_threads;
-#ifdef K_HAVE_X86
-	if (l->cpu & K_CPU_AVX512)
-		l->done[thread].n = limit_fma_avx512(FMA_ROUNDS, &sink);
-	else if (l->cpu & K_CPU_AVX2)
-		l->done[thread].n = limit_fma_avx2(FMA_ROUNDS, &sink);
-	else
-#endif
-		l->done[thread].n = fma_scalar(FMA_ROUNDS, &sink);
-	l->done[thread].value = sink > 0;
+	l->done[thread].n = (l->type == K_F32 ? l->isa->limit_f32 : l->isa->limit_bf16)(ROUNDS);
 }
 
 static void int8_part(void *ctx, uint32_t thread, uint32_t n_threads)
@@ -94,14 +84,7 @@ static void int8_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	struct limits *l = ctx;
 
 	(void)n_threads;
-#ifdef K_HAVE_X86
-	if (l->cpu & K_CPU_VNNI)
-		l->done[thread].n = limit_int8_vnni(INT8_ROUNDS);
-	else if (l->cpu & K_CPU_AVX2)
-		l->done[thread].n = limit_int8_avx2(INT8_ROUNDS, l->type == K_Q4);
-	else
-#endif
-		l->done[thread].n = int8_scalar(INT8_ROUNDS, &l->done[thread].value);
+	l->done[thread].n = l->isa->limit_int8(ROUNDS, l->type == K_Q4);
 }
 
 static double run(struct limits *l, threads_fn part)
@@ -121,7 +104,7 @@ int limits_new(struct limits **ret, const struct kernels_config *cfg)
 
 	if (!l)
 		return -ENOMEM;
-	l->cpu = kernels_cpu_detect() & cfg->cpu_mask;
+	l->isa = cpu_isa_pick(cfg->cpu_mask);
 	r = cpu_threads_new(&l->threads, cfg);
 	if (r >= 0) {
 		l->memory = cpu_alloc(LIMITS_READ_BYTES);
@@ -154,8 +137,9 @@ double limits_read(struct limits *l)
 	return run(l, read_part);
 }
 
-double limits_float(struct limits *l)
+double limits_float(struct limits *l, enum k_type type)
 {
+	l->type = type;
 	return run(l, float_part);
 }
 

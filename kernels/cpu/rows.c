@@ -12,6 +12,9 @@ const struct cpu_isa cpu_isa_scalar = {
 	.tile_q4 = quant_tile_q4_scalar,
 	.mla_scores_bf16 = mla_scores_bf16_scalar,
 	.mla_values_bf16 = mla_values_bf16_scalar,
+	.limit_f32 = limit_f32_scalar,
+	.limit_bf16 = limit_f32_scalar,
+	.limit_int8 = limit_int8_scalar,
 	ROW_OPS,
 	QUANT_OPS,
 };

@@ -12,6 +12,9 @@ const struct cpu_isa cpu_isa_avx2 = {
 	.tile_q4 = quant_tile_q4_avx2,
 	.mla_scores_bf16 = mla_scores_bf16_avx2,
 	.mla_values_bf16 = mla_values_bf16_avx2,
+	.limit_f32 = limit_f32_avx2,
+	.limit_bf16 = limit_f32_avx2,
+	.limit_int8 = limit_int8_avx2,
 	ROW_OPS,
 	QUANT_OPS,
 };

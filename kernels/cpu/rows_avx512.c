@@ -12,6 +12,9 @@ const struct cpu_isa cpu_isa_avx512 = {
 	.tile_q4 = quant_tile_q4_avx2,
 	.mla_scores_bf16 = mla_scores_bf16_avx512,
 	.mla_values_bf16 = mla_values_bf16_avx512,
+	.limit_f32 = limit_f32_avx512,
+	.limit_bf16 = limit_f32_avx512,
+	.limit_int8 = limit_int8_avx2,
 	ROW_OPS,
 	QUANT_OPS,
 };
@@ -24,6 +27,9 @@ const struct cpu_isa cpu_isa_vnni = {
 	.tile_q4 = quant_tile_q4_vnni,
 	.mla_scores_bf16 = mla_scores_bf16_avx512,
 	.mla_values_bf16 = mla_values_bf16_avx512,
+	.limit_f32 = limit_f32_avx512,
+	.limit_bf16 = limit_f32_avx512,
+	.limit_int8 = limit_int8_vnni,
 	ROW_OPS,
 	QUANT_OPS,
 };
@@ -36,6 +42,9 @@ const struct cpu_isa cpu_isa_bf16 = {
 	.tile_q4 = quant_tile_q4_vnni,
 	.mla_scores_bf16 = mla_scores_bf16_bf16,
 	.mla_values_bf16 = mla_values_bf16_bf16,
+	.limit_f32 = limit_f32_avx512,
+	.limit_bf16 = limit_bf16_bf16,
+	.limit_int8 = limit_int8_vnni,
 	ROW_OPS,
 	QUANT_OPS,
 };

@@ -55,7 +55,7 @@ static double limit_bytes(struct bench *b)
 static double limit_flop(struct bench *b, enum k_type type)
 {
 	double t = now(b);
-	double n = type >= K_Q8 ? limits_int8(b->limits, type) : limits_float(b->limits);
+	double n = type >= K_Q8 ? limits_int8(b->limits, type) : limits_float(b->limits, type);
 
 	return n / (now(b) - t);
 }
@@ -215,7 +215,7 @@ static void bench_attention(struct bench *b, bool generated, enum k_entry entry,
 	step_init(&s, rows, context, generated, entry, entries[entry].row_bytes);
 	b->k->step_begin(b->k, &s.step, &s.pool);
 	for (uint32_t r = 0; r < ROUNDS; r++) {
-		double limit = limit_flop(b, K_BF16), t = now(b);
+		double limit = limit_flop(b, entry == K_ENTRY_F32 ? K_F32 : K_BF16), t = now(b);
 
 		if (generated)
 			b->k->mla_decode(b->k, out, q, uk, uv, &m, 0);
@@ -246,9 +246,10 @@ int main(int argc, char **argv)
 
 	if (kernels_cpu_new(&b.k, &cfg) < 0 || limits_new(&b.limits, &cfg) < 0)
 		return 1;
-	printf("%s, %u threads: reads %.1f GB/s, multiplies %.1f GFLOP/s, int8 %.1f GOP/s, with q4 %.1f\n",
+	printf("%s, %u threads: reads %.1f GB/s, multiplies %.1f GFLOP/s, bf16 %.1f, int8 %.1f GOP/s, with q4 %.1f\n",
 	       b.k->name, b.k->n_threads, limit_bytes(&b) * 1e-9, limit_flop(&b, K_F32) * 1e-9,
-	       limit_flop(&b, K_Q8) * 1e-9, limit_flop(&b, K_Q4) * 1e-9);
+	       limit_flop(&b, K_BF16) * 1e-9, limit_flop(&b, K_Q8) * 1e-9,
+	       limit_flop(&b, K_Q4) * 1e-9);
 	for (uint32_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		bench_linear(&b, K_BF16, rows[i], 2816, 2048);
 		bench_linear(&b, K_F32, rows[i], 2816, 2048);
