@@ -150,6 +150,7 @@ struct kernels {
 	void *device;
 	uint32_t n_threads;
 	uint64_t n_nan_scores; /* router scores that were NaN, ever: each was taken as the lowest */
+	uint64_t n_routed;     /* experts that rows went to, ever: each once for a route() */
 
 	void (*free)(struct kernels *k);
 	/* @part on each thread of the backend, of which the caller is number 0, until all are through. */

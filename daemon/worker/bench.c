@@ -44,8 +44,8 @@ struct gauge {
 
 struct bench_row {
 	char name[40];
-	double tokens, seconds, first_seconds; /* first: of the first token */
-	struct cost cost;                      /* of all tokens */
+	double tokens, steps, seconds, first_seconds; /* first: of the first token */
+	struct cost cost;                             /* of all tokens */
 	struct gauge gauge;
 	uint64_t memory_bytes;
 };
@@ -202,6 +202,8 @@ static struct engine_step step_new(const struct bench *b)
 static int run_step(struct bench *b, const struct engine_step *e, struct bench_row *row,
 		    struct cost_step cost, struct error *err)
 {
+	const struct model *m = infer_model(&b->engine);
+	uint64_t routed = m->k->n_routed;
 	double t = now();
 	struct cost c;
 	int r;
@@ -214,7 +216,10 @@ static int run_step(struct bench *b, const struct engine_step *e, struct bench_r
 	cost.n_wants = e->n_wants;
 	cost.row_bytes = b->engine.limits.geometry.row_bytes[0];
 	cost.quantised = b->type >= K_Q8;
-	c = model_cost(infer_model(&b->engine), &cost);
+	cost.n_routed = m->k->n_routed - routed;
+	c = model_cost(m, &cost);
+	row->steps++;
+	row->cost.experts += c.experts;
 	row->cost.bytes += c.bytes;
 	row->cost.ops_int8 += c.ops_int8;
 	row->cost.ops_float += c.ops_float;
@@ -514,6 +519,7 @@ static struct json_object *json_row(const struct bench *b, const struct bench_ro
 	put_number(o, "bytes_per_token", r->cost.bytes / r->tokens);
 	put_number(o, "ops_per_token", (r->cost.ops_int8 + r->cost.ops_float) / r->tokens);
 	put_number(o, "ops_int8_per_token", r->cost.ops_int8 / r->tokens);
+	put_number(o, "experts_per_layer", r->cost.experts / r->steps);
 	put_number(o, "limit_tokens_per_s", row_limit(r));
 	put_number(o, "share_of_limit", row_rate(r) / row_limit(r));
 	put_number(o, "ttft_ms", r->first_seconds * 1e3);

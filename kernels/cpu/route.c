@@ -150,6 +150,20 @@ static void route_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	}
 }
 
+/* How many experts are somebody's. */
+static uint32_t count_chosen(const struct route_job *j)
+{
+	uint32_t n_pairs = j->c->step.n_rows * j->r->n_used, n = 0;
+	uint8_t *seen = (uint8_t *)j->scores; /* the choice is made */
+
+	memset(seen, 0, j->r->n_experts);
+	for (uint32_t i = 0; i < n_pairs; i++) {
+		n += !seen[j->ids[i]];
+		seen[j->ids[i]] = 1;
+	}
+	return n;
+}
+
 void cpu_route(struct kernels *k, const struct k_buffer *x, const struct k_weight *gate,
 	       const struct k_route *r)
 {
@@ -179,6 +193,7 @@ void cpu_route(struct kernels *k, const struct k_buffer *x, const struct k_weigh
 	cpu_linear(c, ys, xs, n_rows, gate);
 	threads_run(c->threads, cells * 8, route_part, &j); /* exponentials, a sort */
 	k->n_nan_scores += j.n_nan;
+	k->n_routed += count_chosen(&j);
 	c->routed.n_rows = n_rows;
 	c->routed.n_used = r->n_used;
 	c->routed.n_experts = r->n_experts;

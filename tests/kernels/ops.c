@@ -279,6 +279,21 @@ static void rmsnorm_takes_only_the_columns_of_its_weight(void **state)
 
 /* --- the router ---------------------------------------------------------------------------------- */
 
+/* Experts that @n ids name, which is also what the kernels count. */
+static uint32_t distinct(const uint32_t *ids, uint32_t n)
+{
+	uint32_t ret = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t before = 0;
+
+		while (ids[before] != ids[i])
+			before++;
+		ret += before == i;
+	}
+	return ret;
+}
+
 /* Route rows whose logits are given, through an identity gate. */
 static uint64_t route_logits(const float *logits, uint32_t rows, const struct k_route *r,
 			     uint32_t *ids, float *weights)
@@ -299,6 +314,9 @@ static uint64_t route_logits(const float *logits, uint32_t rows, const struct k_
 	assert_int_equal(k->step_end(k), 0);
 	k->routed(k, ids, weights);
 	n_nan = k->n_nan_scores;
+	assert_int_equal(k->n_routed, distinct(ids, rows * r->n_used));
+	k->route(k, x, w, r);
+	assert_int_equal(k->n_routed, 2 * distinct(ids, rows * r->n_used));
 	k->weight_free(k, w);
 	k->buffer_free(k, x);
 	k->free(k);

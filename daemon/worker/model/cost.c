@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "worker/model/cost.h"
 
-#include <math.h>
 #include <stddef.h>
 
 #include "worker/model/model.h"
@@ -66,7 +65,7 @@ static void use_mlp(struct walk *k, const struct model_layer *y, bool moe)
 	}
 	use_norm(k, y->gate);
 	k->cost.ops_float += 2 * rows * c->n_experts * hidden;
-	read = 1 - pow(1 - (double)c->n_used / c->n_experts, rows);
+	read = k->cost.experts / c->n_experts;
 	use(k, y->experts_gate_up, read, rows * c->n_used * 2 * c->moe_inter * hidden);
 	use(k, y->experts_down, read, rows * c->n_used * hidden * c->moe_inter);
 	if (!y->shared_gate_up)
@@ -79,7 +78,11 @@ struct cost model_cost(const struct model *m, const struct cost_step *s)
 {
 	struct walk k = {.m = m, .s = s};
 	double hidden = m->cfg.hidden, n_vocab = m->cfg.n_vocab;
+	uint32_t n_moe = 0;
 
+	for (uint32_t l = 0; l < m->cfg.n_layers; l++)
+		n_moe += model_layer_is_moe(&m->cfg, l);
+	k.cost.experts = n_moe ? (double)s->n_routed / n_moe : 0;
 	k.cost.bytes += s->n_rows * (double)m->k->weight_bytes(m->embed) / n_vocab;
 	for (uint32_t l = 0; l < m->cfg.n_layers; l++) {
 		use_attention(&k, &m->layers[l]);
