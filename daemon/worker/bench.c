@@ -216,6 +216,7 @@ static int run_step(struct bench *b, const struct engine_step *e, struct bench_r
 	cost.n_wants = e->n_wants;
 	cost.row_bytes = b->engine.limits.geometry.row_bytes[0];
 	cost.quantised = b->type >= K_Q8;
+	cost.int8_latents = b->entry == PAGE_ENTRY_INT8;
 	cost.n_routed = m->k->n_routed - routed;
 	c = model_cost(m, &cost);
 	row->steps++;

@@ -43,7 +43,9 @@ static void use_attention(struct walk *k, const struct model_layer *y)
 	if (s->generated) {
 		use(k, y->w_uk, 1, rows * heads * c->nope * rank);
 		use(k, y->w_uv, 1, rows * heads * c->v_head * rank);
-		k->cost.ops_float += 2 * heads * (2 * rank + c->rope) * s->seen;
+		k->cost.ops_float += 2 * heads * c->rope * s->seen;
+		*(s->int8_latents ? &k->cost.ops_int8 : &k->cost.ops_float) +=
+			2 * heads * 2 * rank * s->seen;
 	} else {
 		use(k, y->kv_b, 1, s->cached * kv);
 		k->cost.ops_float += 2 * heads * (c->nope + c->rope + c->v_head) * s->seen;

@@ -17,13 +17,14 @@ struct cost_step {
 	uint64_t n_routed;        /* experts that rows went to, summed over the layers */
 	uint32_t row_bytes;       /* of one position in one layer */
 	bool quantised;           /* the weights are q8 or q4 */
+	bool int8_latents;        /* so are the cache's */
 };
 
 struct cost {
 	double bytes;
 	double experts;   /* read, by the mean of the layers that have some */
-	double ops_int8;  /* products of quantised weights; a multiply-add is two */
-	double ops_float; /* all others: attention, the router, f32 and bf16 weights */
+	double ops_int8;  /* products of quantised weights and latents; a multiply-add is two */
+	double ops_float; /* all others: other attention, the router, f32 and bf16 weights */
 };
 
 struct cost model_cost(const struct model *m, const struct cost_step *s);
