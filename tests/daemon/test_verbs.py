@@ -8,9 +8,11 @@ import re
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import termios
+import threading
 import time
 
 import pytest
@@ -312,6 +314,59 @@ def test_stats_name_what_a_token_costs_and_beside_what(entry, row):
         assert re.search(r"weights per token .*numbers, %.3g%% of " % (100 * s["params_active"] / s["params"]), text)
         first, again = (d.client(timeout=60).generate(PREFIX, max_tokens=8, temperature=0, ignore_eos=True) for _ in range(2))
         assert first.ids == again.ids and (first.usage.cached_tokens, again.usage.cached_tokens) == (0, 192)
+
+
+# Name, cache of a token, MHA's, GQA-8's, numbers, those that a token touches; and what shall be said of them.
+PUBLISHED = [
+    (("v2-lite", 31104, 221184, 110592, 15706484224, 2451437056), ("14.1%", "28.1%", "15.6%")),
+    (("v2-lite-int8", 17712, 221184, 110592, 15706484224, 2451437056), ("8.01%", "16%", "15.6%")),
+    (("v2", 69120, 3932160, 245760, 235741434880, 20851517440), ("1.76%", "28.1%", "8.85%")),
+    (("v3", 70272, 3997696, 249856, 671026404352, 36625610752), ("1.76%", "28.1%", "5.46%")),
+]
+
+
+def test_stats_of_the_published_models_are_shares_of_what_others_need(tmp_path):
+    """The numbers are those that tests/unit has of these shapes (image.c, load_config.c)."""
+    def answer(listener):
+        conn, _ = listener.accept()
+        with conn, conn.makefile("rb") as f:
+            while head := f.read(4):
+                q, a = pb.ClientFrame(), pb.ServerFrame()
+                q.ParseFromString(f.read(*struct.unpack("<I", head)))
+                a.id = q.id
+                if q.HasField("hello"):
+                    a.hello.CopyFrom(pb.HelloReply(protocol=1, version="1", state=pb.STATE_READY, max_frame_bytes=1 << 20))
+                else:
+                    a.stats.CopyFrom(reply)
+                data = a.SerializeToString()
+                conn.sendall(struct.pack("<I", len(data)) + data)
+
+    def filled(message, **known):
+        """Every required number that nobody asked for is 0."""
+        for field in message.DESCRIPTOR.fields:
+            if field.label == field.LABEL_REQUIRED and field.name not in known:
+                setattr(message, field.name, "x" if field.type == field.TYPE_STRING else 0)
+        for name, value in known.items():
+            setattr(message, name, value)
+        return message
+
+    reply = filled(pb.StatsReply(), state=pb.STATE_READY)
+    keys = ("name", "kv_bytes_per_token", "mha_bytes_per_token", "gqa8_bytes_per_token", "params", "params_active")
+    for numbers, _ in PUBLISHED:
+        filled(reply.models.add(), **dict(zip(keys, numbers)))
+    path = str(tmp_path / "dsd.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+        thread.start()
+        p = subprocess.run([DSCTL, "--socket", path, "stats"], capture_output=True, timeout=60)
+    assert (p.returncode, p.stderr) == (0, b"")
+    text = p.stdout.decode()
+    caches, weights = (re.findall(r"%s per token +(.*)" % what, text) for what in ("cache", "weights"))
+    for cache, weight, (_, (mha, gqa, touched)) in zip(caches, weights, PUBLISHED, strict=True):
+        assert ", %s of MHA in bf16 (" % mha in cache and ", %s of GQA-8 in bf16 (" % gqa in cache, cache
+        assert " numbers, %s of " % touched in weight, weight
 
 
 def test_top_without_a_terminal_prints_lines(daemon):
