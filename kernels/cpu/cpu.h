@@ -229,11 +229,15 @@ static inline uint32_t weight_n_panels(const struct k_weight *w)
 	return (w->n_out + w->panel - 1) / w->panel;
 }
 
-/* Multiply-adds of one of its matrices for @n_rows rows. */
+/* Of one of its matrices for @n_rows rows: multiply-adds, or what it takes to read it in the time of as many. */
 static inline uint64_t weight_work(const struct k_weight *w, uint64_t n_rows)
 {
-	return n_rows * w->n_out * w->n_in;
+	uint64_t multiply = n_rows * w->n_out * w->n_in, read = 2 * w->matrix_bytes;
+
+	return multiply > read ? multiply : read;
 }
+/* Panels that a thread takes at least: past the last of them lie a few lines that were asked for in vain. */
+#define PANELS_MIN 4u
 static inline bool weight_is_quantised(const struct k_weight *w)
 {
 	return w->panel > 1 && (w->type == K_Q8 || w->type == K_Q4);

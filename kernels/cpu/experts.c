@@ -35,7 +35,7 @@ struct ffn_job {
 	const float *weights;
 };
 
-/* One product for every hit expert: units of (expert, panel), shared out by what they cost. */
+/* One product for every hit expert: units of (expert, panel). */
 struct product_job {
 	struct ffn_job *j;
 	const struct k_weight *w;
@@ -43,30 +43,22 @@ struct product_job {
 	float *const *y;
 };
 
-/* Reading a panel costs about as much as multiplying it with four rows. */
-static uint64_t panel_cost(const struct ffn_job *j, uint32_t hit)
-{
-	return 4 + (j->first[hit + 1] - j->first[hit]);
-}
-
 static void product_part(void *ctx, uint32_t thread, uint32_t n_threads)
 {
 	const struct product_job *p = ctx;
 	const struct ffn_job *j = p->j;
-	uint32_t n_panels = weight_n_panels(p->w);
-	uint64_t total = 0, begin, end, at = 0;
+	uint32_t n_panels = weight_n_panels(p->w), begin, end;
 
-	for (uint32_t h = 0; h < j->n_hit; h++)
-		total += panel_cost(j, h) * n_panels;
-	begin = total * thread / n_threads;
-	end = total * (thread + 1) / n_threads;
-	for (uint32_t h = 0; h < j->n_hit; h++)
-		for (uint32_t i = 0; i < n_panels; i++, at += panel_cost(j, h)) {
-			if (at >= begin && at < end) /* a unit belongs to where it starts */
-				cpu_product(&j->c->isa, p->y + j->first[h],
-					    operand_from(p->x, j->first[h]),
-					    j->first[h + 1] - j->first[h], p->w, j->expert[h], i,
-					    i + 1);
+	(void)thread;
+	(void)n_threads;
+	while (threads_take(j->c->threads, j->n_hit * n_panels, PANELS_MIN, &begin, &end))
+		while (begin < end) {
+			uint32_t h = begin / n_panels, i = begin % n_panels;
+			uint32_t stop = end - begin < n_panels - i ? i + end - begin : n_panels;
+
+			cpu_product(&j->c->isa, p->y + j->first[h], operand_from(p->x, j->first[h]),
+				    j->first[h + 1] - j->first[h], p->w, j->expert[h], i, stop);
+			begin += stop - i;
 		}
 }
 

@@ -65,32 +65,41 @@ static void read_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	struct limits *l = ctx;
 	uint32_t begin, end;
 
-	threads_share(LIMITS_READ_BYTES / LINE, thread, n_threads, &begin, &end);
-	l->done[thread].n = (double)(end - begin) * LINE;
-	l->done[thread].value = read_all(l->memory + (size_t)begin * (LINE / sizeof(*l->memory)),
-					 (size_t)(end - begin) * (LINE / sizeof(*l->memory)));
+	(void)n_threads;
+	while (threads_take(l->threads, LIMITS_READ_BYTES / LINE, 1, &begin, &end)) {
+		size_t n = (size_t)(end - begin) * (LINE / sizeof(*l->memory));
+
+		l->done[thread].n += (double)(end - begin) * LINE;
+		l->done[thread].value ^=
+			read_all(l->memory + (size_t)begin * (LINE / sizeof(*l->memory)), n);
+	}
 }
 
 static void float_part(void *ctx, uint32_t thread, uint32_t n_threads)
 {
 	struct limits *l = ctx;
+	double (*limit)(uint64_t n) = l->type == K_F32 ? l->isa->limit_f32 : l->isa->limit_bf16;
+	uint32_t begin, end;
 
-	(void)n_threads;
-	l->done[thread].n = (l->type == K_F32 ? l->isa->limit_f32 : l->isa->limit_bf16)(ROUNDS);
+	while (threads_take(l->threads, n_threads * ROUNDS, 1, &begin, &end))
+		l->done[thread].n += limit(end - begin);
 }
 
 static void int8_part(void *ctx, uint32_t thread, uint32_t n_threads)
 {
 	struct limits *l = ctx;
+	uint32_t begin, end;
 
-	(void)n_threads;
-	l->done[thread].n = l->isa->limit_int8(ROUNDS, l->type == K_Q4);
+	while (threads_take(l->threads, n_threads * ROUNDS, 1, &begin, &end))
+		l->done[thread].n += l->isa->limit_int8(end - begin, l->type == K_Q4);
 }
 
 static double run(struct limits *l, threads_fn part)
 {
 	double sum = 0;
 
+	for (uint32_t i = 0; i < threads_count(l->threads); i++)
+		l->done[i].n = 0;
 	threads_run(l->threads, UINT64_MAX, part, l);
 	for (uint32_t i = 0; i < threads_count(l->threads); i++)
 		sum += l->done[i].n;

@@ -184,8 +184,10 @@ static void linear_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	const struct linear_job *j = ctx;
 	uint32_t begin, end;
 
-	threads_share(weight_n_panels(j->w), thread, n_threads, &begin, &end);
-	cpu_product(&j->c->isa, j->y, j->x, j->n_rows, j->w, 0, begin, end);
+	(void)thread;
+	(void)n_threads;
+	while (threads_take(j->c->threads, weight_n_panels(j->w), PANELS_MIN, &begin, &end))
+		cpu_product(&j->c->isa, j->y, j->x, j->n_rows, j->w, 0, begin, end);
 }
 
 void cpu_linear(struct cpu *c, float *const *y, const float *const *x, uint32_t n_rows,

@@ -86,8 +86,10 @@ static void expand_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	const struct prefill_job *j = ctx;
 	uint32_t begin, end;
 
-	threads_share(weight_n_panels(j->kv_b), thread, n_threads, &begin, &end);
-	cpu_product(&j->c->isa, j->kv_y, j->kv_in, j->tile_n, j->kv_b, 0, begin, end);
+	(void)thread;
+	(void)n_threads;
+	while (threads_take(j->c->threads, weight_n_panels(j->kv_b), PANELS_MIN, &begin, &end))
+		cpu_product(&j->c->isa, j->kv_y, j->kv_in, j->tile_n, j->kv_b, 0, begin, end);
 }
 
 /* scores[position][lane]: the nope part, then the rope part goes on with the same chain. */
@@ -155,6 +157,36 @@ static void value_unit(const struct prefill_job *j, struct prefill_thread *th, u
 	}
 }
 
+static void attend_unit(const struct prefill_job *j, struct prefill_thread *th, uint32_t u)
+{
+	const struct k_mla *m = j->m;
+	uint32_t h = u / j->n_blocks, first = u % j->n_blocks * j->lanes;
+	uint32_t n = block_rows(j, u % j->n_blocks), n_pos = 0;
+	struct softmax_tile st = {
+		.s = th->s,
+		.n_lanes = j->lanes,
+		.n_valid = th->n_valid,
+		.scale = m->scale,
+		.max = j->max + (size_t)u * j->lanes,
+		.sum = j->sum + (size_t)u * j->lanes,
+		.correction = th->correction,
+	};
+
+	for (uint32_t r = 0; r < j->lanes; r++) {
+		uint32_t pos = row_pos(j, first + (r < n ? r : n - 1));
+		uint32_t seen = pos < j->tile_pos ? 0 : pos - j->tile_pos + 1;
+
+		th->n_valid[r] = seen < j->tile_n ? seen : j->tile_n;
+		n_pos = th->n_valid[r];
+	}
+	if (n_pos == 0)
+		return;
+	score_unit(j, th, u, h, n_pos);
+	st.n_pos = n_pos;
+	j->c->isa.softmax_tile(&st);
+	value_unit(j, th, h, first, n, n_pos);
+}
+
 static void attend_part(void *ctx, uint32_t thread, uint32_t n_threads)
 {
 	const struct prefill_job *j = ctx;
@@ -162,34 +194,10 @@ static void attend_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	struct prefill_thread *th = &j->threads[thread];
 	uint32_t begin, end;
 
-	threads_share(m->n_heads * j->n_blocks, thread, n_threads, &begin, &end);
-	for (uint32_t u = begin; u < end; u++) {
-		uint32_t h = u / j->n_blocks, first = u % j->n_blocks * j->lanes;
-		uint32_t n = block_rows(j, u % j->n_blocks), n_pos = 0;
-		struct softmax_tile st = {
-			.s = th->s,
-			.n_lanes = j->lanes,
-			.n_valid = th->n_valid,
-			.scale = m->scale,
-			.max = j->max + (size_t)u * j->lanes,
-			.sum = j->sum + (size_t)u * j->lanes,
-			.correction = th->correction,
-		};
-
-		for (uint32_t r = 0; r < j->lanes; r++) {
-			uint32_t pos = row_pos(j, first + (r < n ? r : n - 1));
-			uint32_t seen = pos < j->tile_pos ? 0 : pos - j->tile_pos + 1;
-
-			th->n_valid[r] = seen < j->tile_n ? seen : j->tile_n;
-			n_pos = th->n_valid[r];
-		}
-		if (n_pos == 0)
-			continue;
-		score_unit(j, th, u, h, n_pos);
-		st.n_pos = n_pos;
-		j->c->isa.softmax_tile(&st);
-		value_unit(j, th, h, first, n, n_pos);
-	}
+	(void)n_threads;
+	while (threads_take(j->c->threads, m->n_heads * j->n_blocks, 1, &begin, &end))
+		for (uint32_t u = begin; u < end; u++)
+			attend_unit(j, th, u);
 }
 
 static void finish_part(void *ctx, uint32_t thread, uint32_t n_threads)

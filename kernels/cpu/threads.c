@@ -12,7 +12,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -29,6 +28,7 @@ struct word { /* a futex on a line of its own */
 struct threads {
 	struct word generation;
 	struct word n_left;
+	struct word taken; /* units of this run */
 	threads_fn fn;
 	void *ctx;
 	_Atomic bool stop;
@@ -166,6 +166,7 @@ uint32_t threads_count(const struct threads *t)
 
 void threads_run(struct threads *t, uint64_t work, threads_fn fn, void *ctx)
 {
+	atomic_store_explicit(&t->taken.value, 0, memory_order_relaxed);
 	if (t->n == 1 || work < WORK_MIN) {
 		fn(ctx, 0, 1);
 		return;
@@ -177,4 +178,22 @@ void threads_run(struct threads *t, uint64_t work, threads_fn fn, void *ctx)
 	word_wake(&t->generation);
 	fn(ctx, 0, t->n);
 	word_wait(&t->n_left, t->spins, 0, true);
+}
+
+bool threads_take(struct threads *t, uint32_t n, uint32_t least, uint32_t *ret_begin,
+		  uint32_t *ret_end)
+{
+	uint32_t begin = atomic_load_explicit(&t->taken.value, memory_order_relaxed), part;
+
+	do {
+		if (begin >= n)
+			return false;
+		part = (n - begin) / (2 * t->n);
+		if (part < least)
+			part = n - begin < least ? n - begin : least;
+	} while (!atomic_compare_exchange_weak_explicit(
+		&t->taken.value, &begin, begin + part, memory_order_relaxed, memory_order_relaxed));
+	*ret_begin = begin;
+	*ret_end = begin + part;
+	return true;
 }

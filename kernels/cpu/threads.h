@@ -1,6 +1,7 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A fork-join team: the caller and n - 1 workers run one function, then all are done. */
+#include <stdbool.h>
 #include <stdint.h>
 
 struct threads;
@@ -25,6 +26,18 @@ uint32_t threads_count(const struct threads *t);
  * Thread: one caller, never from inside @fn.
  */
 void threads_run(struct threads *t, uint64_t work, threads_fn fn, void *ctx);
+/**
+ * threads_take() - the next of [0, @n) that no thread has taken: [*ret_begin, *ret_end)
+ * @least: not fewer, while there are as many
+ *
+ * For work that neighbours on the machine may slow down on one thread more than on another: parts are half a thread's
+ * share of what is left, long ones first, so that memory is read in long runs and all end together.
+ *
+ * Return: whether there was any left.
+ * Thread: any, from inside the function that threads_run() runs; one @n for a run.
+ */
+bool threads_take(struct threads *t, uint32_t n, uint32_t least, uint32_t *ret_begin,
+		  uint32_t *ret_end);
 /** threads_cpus() - CPUs this process may run on, at least 1. */
 uint32_t threads_cpus(void);
 

@@ -108,6 +108,51 @@ static void threads_share_covers_everything_once(void **state)
 		}
 }
 
+struct taking {
+	struct threads *t;
+	uint32_t n, least;
+	uint8_t *seen; /* [n] times */
+	bool small;    /* a part smaller than @least that is not the last */
+};
+
+static void take_part(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+	struct taking *j = ctx;
+	uint32_t begin, end;
+
+	(void)thread;
+	(void)n_threads;
+	while (threads_take(j->t, j->n, j->least, &begin, &end)) {
+		if (end - begin < j->least && end != j->n)
+			j->small = true;
+		for (uint32_t i = begin; i < end; i++)
+			j->seen[i]++;
+	}
+}
+
+static void threads_take_everything_once_in_a_run(void **state)
+{
+	static const uint32_t sizes[] = {0, 1, 5, 64, 100000};
+
+	(void)state;
+	for (uint32_t i = 0; i < N_ELEMENTS(sizes); i++)
+		for (uint32_t n = 1; n <= 5; n++)
+			for (uint64_t work = 0; work <= 1; work++) {
+				struct taking j = {.n = sizes[i], .least = 3};
+
+				assert_int_equal(threads_new(&j.t, n, NULL), 0);
+				j.seen = calloc(j.n + 1, 1);
+				for (uint32_t round = 1; round <= 3; round++) {
+					threads_run(j.t, work ? UINT64_MAX : 0, take_part, &j);
+					for (uint32_t k = 0; k < j.n; k++)
+						assert_int_equal(j.seen[k], round);
+				}
+				assert_false(j.small);
+				free(j.seen);
+				threads_free(j.t);
+			}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -115,6 +160,7 @@ int main(void)
 		cmocka_unit_test(threads_join_after_a_long_sleep),
 		cmocka_unit_test(threads_run_where_they_are_pinned),
 		cmocka_unit_test(threads_share_covers_everything_once),
+		cmocka_unit_test(threads_take_everything_once_in_a_run),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
