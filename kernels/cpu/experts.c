@@ -31,6 +31,7 @@ struct ffn_job {
 	const struct q_row **in_q; /* [n_pairs]: the quantised x_rows, where gate_up is */
 	struct q_row **activated;  /* [n_pairs]: the quantised gu_rows, where down is */
 	float *gu, *out;           /* by pair: row * n_used + choice */
+	size_t gu_stride, out_stride;
 	const uint32_t *ids;
 	const float *weights;
 };
@@ -83,12 +84,12 @@ static void combine_part(void *ctx, uint32_t thread, uint32_t n_threads)
 
 	threads_share(j->n_rows, thread, n_threads, &begin, &end);
 	for (uint32_t r = begin; r < end; r++) {
-		float *sum = j->out + (size_t)r * j->n_used * j->hidden;
+		float *sum = j->out + (size_t)r * j->n_used * j->out_stride;
 		const float *w = j->weights + (size_t)(j->row + r) * j->n_used;
 
 		j->c->isa.scale(sum, w[0], j->hidden);
 		for (uint32_t i = 1; i < j->n_used; i++)
-			j->c->isa.blend(sum, sum + (size_t)i * j->hidden, w[i], 1.0f, j->hidden);
+			j->c->isa.blend(sum, sum + i * j->out_stride, w[i], 1.0f, j->hidden);
 		j->c->isa.add(buffer_row(j->y, j->row + r), sum, j->hidden);
 	}
 }
@@ -106,8 +107,10 @@ static bool ffn_scratch(struct ffn_job *j)
 	j->expert = cpu_scratch(j->c, SCRATCH_GROUPS,
 				(3 * (uint64_t)n_mat + 1 + pairs) * sizeof(*j->expert));
 	j->x_rows = cpu_scratch(j->c, SCRATCH_ROWS, (4 * pairs + pass) * sizeof(*j->x_rows));
-	j->gu = cpu_scratch(j->c, SCRATCH_A, pairs * 2 * j->inter * sizeof(*j->gu));
-	j->out = cpu_scratch(j->c, SCRATCH_B, j->ids ? pairs * j->hidden * sizeof(*j->out) : 0);
+	j->gu_stride = cpu_row_stride(2 * (size_t)j->inter);
+	j->out_stride = cpu_row_stride(j->hidden);
+	j->gu = cpu_scratch(j->c, SCRATCH_A, pairs * j->gu_stride * sizeof(*j->gu));
+	j->out = cpu_scratch(j->c, SCRATCH_B, j->ids ? pairs * j->out_stride * sizeof(*j->out) : 0);
 	if (!j->expert || !j->x_rows || !j->gu || !j->out)
 		return false;
 	j->first = j->expert + n_mat;
@@ -146,9 +149,8 @@ static void group_pairs(struct ffn_job *j)
 
 		j->row_of[i] = p / j->n_used;
 		j->x_rows[i] = buffer_row(j->x, j->row + j->row_of[i]);
-		j->gu_rows[i] = j->gu + (size_t)p * 2 * j->inter;
-		j->out_rows[i] =
-			j->ids ? j->out + (size_t)p * j->hidden : buffer_row(j->y, j->row + p);
+		j->gu_rows[i] = j->gu + p * j->gu_stride;
+		j->out_rows[i] = j->ids ? j->out + p * j->out_stride : buffer_row(j->y, j->row + p);
 	}
 }
 
