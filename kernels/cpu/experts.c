@@ -207,11 +207,12 @@ static void ffn_run(struct ffn_job *j)
 			    &gate_up);
 		if (!down_operand(j, &down.x))
 			return;
-		threads_run(j->c->threads, (uint64_t)j->n_pairs * j->inter, swiglu_part, j);
+		threads_run(j->c->threads, (uint64_t)j->n_pairs * j->inter * 32, swiglu_part,
+			    j); /* exponentials */
 		threads_run(j->c->threads, weight_work(j->down, j->n_pairs), product_part, &down);
 		if (j->ids)
-			threads_run(j->c->threads, (uint64_t)j->n_pairs * j->hidden, combine_part,
-				    j);
+			threads_run(j->c->threads, (uint64_t)j->n_pairs * j->hidden * 8,
+				    combine_part, j);
 	}
 }
 

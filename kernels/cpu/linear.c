@@ -166,7 +166,7 @@ bool cpu_operand(struct cpu *c, struct operand *ret, const float *const *x, uint
 	j.y = cpu_quantised_rows(c, n_rows, w->n_in);
 	if (!j.y)
 		return false;
-	threads_run(c->threads, (uint64_t)n_rows * w->n_in, quantise_part, &j);
+	threads_run(c->threads, (uint64_t)n_rows * w->n_in * 16, quantise_part, &j);
 	ret->q = (const struct q_row *const *)j.y;
 	return true;
 }
