@@ -1,7 +1,7 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the two quantised products in AVX2 have in common: how a tile goes by. Included by exactly quant_q4_avx2.c and
- * quant_q8_avx2.c, which say before what a GROUP is, the LINES in it, how many are a RUN, and which
+ * quant_q8_avx2.c, which say before what a GROUP is, the LINES in it, how many are a RUN (memory is asked for as much before), and which
  * struct scales, with a float d[16] in it, sixteen columns of one have; everything is static to them.
  *
  * Rows go by in blocks of up to BLOCK_ROWS. Where there are several, a run of groups stays in L1 while they pass; one alone
@@ -20,7 +20,6 @@
 #define ALWAYS static inline __attribute__((always_inline))
 
 #define BLOCK_ROWS 4u
-#define AHEAD      2u /* groups to ask for by one block alone */
 
 /* Sums of a block by sixteen columns, over the groups so far and of one group. */
 struct sums {
@@ -35,7 +34,8 @@ _Static_assert(offsetof(struct sums, i) == 256 && sizeof(struct sums) == 512 &&
 ALWAYS void make_scales(struct scales ret[2], const GROUP *w);
 
 /* sums->i = R rows by the lines at @w: one half's, whose scales and sums are here; one row or two by both halves, whose scales
- * and sums lie one behind the other. Asks for as many lines from @next on. */
+ * and sums lie one behind the other. Asks for as many lines from @next on, upwards
+ * like everything that reads memory. */
 ALWAYS void multiply(struct sums *sums, const struct q_row *const *rows, const uint8_t *w,
 		     const uint8_t *next, const struct scales *scales, const uint32_t R);
 
@@ -50,31 +50,19 @@ ALWAYS void multiply(struct sums *sums, const struct q_row *const *rows, const u
 #define PAIR_RIGHT(op, k) op(2, 0, 1, k) op(3, 1, 1, k)
 #define PAIR(op, k)       PAIR_LEFT(op, k) PAIR_RIGHT(op, k)
 
-/* Accumulators by number, and the rest. */
-#define C00 "%%ymm0"
-#define C01 "%%ymm1"
-#define C10 "%%ymm2"
-#define C11 "%%ymm3"
-#define C20 "%%ymm4"
-#define C21 "%%ymm5"
-#define C30 "%%ymm6"
-#define C31 "%%ymm7"
-#define X   "%%ymm12"
-#define Y   "%%ymm13"
-#define W0  "%%ymm14"
-#define W1  "%%ymm15"
-#define REGISTERS                                                                                  \
-	"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",   \
-		"xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc"
+/* For a line of what comes next. */
+#define ASK(i) "prefetcht0 64*" #i "(%[next])\n\t"
 
-/* Where in memory the sum's integers are. */
-#define AT_SUM(r, h, v) "512*" #h "+256+64*" #r "+32*" #v "(%[sums])"
+/* The accumulators go to sums->i. */
+#define STORE(c, r, h, k)                                                                          \
+	"vmovdqa %[c" #c "0], 512*" #h "+256+64*" #r "(%[sums])\n\t"                               \
+	"vmovdqa %[c" #c "1], 512*" #h "+288+64*" #r "(%[sums])\n\t"
 
 /* Groups [first, first + n) of the tile. The first block makes the scales as it goes, for itself and the others; one block
  * alone may have more groups than there is room for. */
 struct run {
 	const struct q_tile *t;
-	uint32_t first, n, ahead;   /* ahead: groups from those read to those asked for */
+	uint32_t first, n;
 	const GROUP *w;             /* [n] */
 	struct scales (*scales)[2]; /* [RUN] */
 };
@@ -122,14 +110,13 @@ ALWAYS void block(const struct run *run, uint32_t row, const uint32_t R)
 	for (uint32_t r = 0; r < BLOCK_ROWS; r++)
 		rows[r] = t->x[row + (r < R ? r : 0)] + t->first + run->first;
 	for (uint32_t g = 0; g < run->n; g++) {
-		const GROUP *w = &run->w[g], *next = row == 0 ? w + run->ahead : w;
+		const GROUP *w = &run->w[g], *next = row == 0 ? w + RUN : w;
 		struct scales *scales = run->scales[g % RUN];
 
-		if (row == 0) {
-			for (uint32_t i = 0; i < offsetof(GROUP, LINES); i += LINE)
-				_mm_prefetch((const char *)next + i, _MM_HINT_T0);
+		for (uint32_t i = 0; row == 0 && i < offsetof(GROUP, LINES); i += LINE)
+			_mm_prefetch((const char *)next + i, _MM_HINT_T0);
+		if (row == 0)
 			make_scales(scales, w);
-		}
 		multiply(&sums[0], rows, w->LINES[0][0], next->LINES[0][0], &scales[0], R);
 		if (R > 2)
 			multiply(&sums[1], rows, w->LINES[0][1],
@@ -174,7 +161,6 @@ ALWAYS void tile(const struct q_tile *t, struct scales (*scales)[2])
 			.t = t,
 			.first = g,
 			.n = t->n_groups - g < step ? t->n_groups - g : step,
-			.ahead = n_blocks > 1 ? RUN : AHEAD,
 			.w = (const GROUP *)t->w + g,
 			.scales = scales,
 		};

@@ -62,70 +62,71 @@ ALWAYS void begin(struct sums *sums, const struct q_row *const *rows, const stru
 
 /* Dword @k of a Q_SUB by w0 and w1: into the sum, or added to it. */
 #define FIRST(c, r, h, k)                                                                          \
-	"vpbroadcastd 4*" #k "(%[x" #r "],%[at]), " X "\n\t"                                       \
-	"vpmaddubsw " X ", " W0 ", " C##c##0 "\n\t"                                                \
-					     "vpmaddubsw " X ", " W1 ", " C##c##1 "\n\t"
+	"vpbroadcastd 4*" #k "(%[x" #r "],%[at]), %[x]\n\t"                                        \
+	"vpmaddubsw %[x], %[w0], %[c" #c "0]\n\t"                                                  \
+	"vpmaddubsw %[x], %[w1], %[c" #c "1]\n\t"
 #define NEXT(c, r, h, k)                                                                           \
-	"vpbroadcastd 4*" #k "(%[x" #r "],%[at]), " X "\n\t"                                       \
-	"vpmaddubsw " X ", " W0 ", " Y "\n\t"                                                      \
-	"vpmaddubsw " X ", " W1 ", " X "\n\t"                                                      \
-	"vpaddw " Y ", " C##c##0 ", " C##c##0 "\n\t"                                               \
-					      "vpaddw " X ", " C##c##1 ", " C##c##1 "\n\t"
+	"vpbroadcastd 4*" #k "(%[x" #r "],%[at]), %[x]\n\t"                                        \
+	"vpmaddubsw %[x], %[w0], %[y]\n\t"                                                         \
+	"vpmaddubsw %[x], %[w1], %[x]\n\t"                                                         \
+	"vpaddw %[y], %[c" #c "0], %[c" #c "0]\n\t"                                                \
+	"vpaddw %[x], %[c" #c "1], %[c" #c "1]\n\t"
 
 /* Line @t of half @h: dword 2t low and 2t + 1 high. */
-#define N0   "%%ymm8"
-#define N1   "%%ymm9"
-#define MASK "%%ymm10"
 #define LOW(h, t)                                                                                  \
-	"prefetcht0 1024*" #h "+64*" #t "(%[next])\n\t"                                            \
-	"vmovdqu 128*" #t "+64*" #h "(%[w]), " N0 "\n\t"                                           \
-	"vmovdqu 128*" #t "+64*" #h "+32(%[w]), " N1 "\n\t"                                        \
-	"vpand " N0 ", " MASK ", " W0 "\n\t"                                                       \
-	"vpand " N1 ", " MASK ", " W1 "\n\t"
+	"vmovdqu 128*" #t "+64*" #h "(%[w]), %[n0]\n\t"                                            \
+	"vmovdqu 128*" #t "+64*" #h "+32(%[w]), %[n1]\n\t"                                         \
+	"vpand %[n0], %[mask], %[w0]\n\t"                                                          \
+	"vpand %[n1], %[mask], %[w1]\n\t"
 #define HIGH                                                                                       \
-	"vpsrlw $4, " N0 ", " N0 "\n\t"                                                            \
-	"vpsrlw $4, " N1 ", " N1 "\n\t"                                                            \
-	"vpand " N0 ", " MASK ", " W0 "\n\t"                                                       \
-	"vpand " N1 ", " MASK ", " W1 "\n\t"
+	"vpsrlw $4, %[n0], %[n0]\n\t"                                                              \
+	"vpsrlw $4, %[n1], %[n1]\n\t"                                                              \
+	"vpand %[n0], %[mask], %[w0]\n\t"                                                          \
+	"vpand %[n1], %[mask], %[w1]\n\t"
 #define STEP(sums, op, h, t, low, high) LOW(h, t) sums(op, low) HIGH sums(NEXT, high)
 #define HALF(sums)                                                                                 \
+	ASK(0)                                                                                     \
 	STEP(sums, FIRST, 0, 0, 0, 1)                                                              \
-	STEP(sums, NEXT, 0, 1, 2, 3) STEP(sums, NEXT, 0, 2, 4, 5) STEP(sums, NEXT, 0, 3, 6, 7)
+	ASK(1)                                                                                     \
+	STEP(sums, NEXT, 0, 1, 2, 3)                                                               \
+	ASK(2)                                                                                     \
+	STEP(sums, NEXT, 0, 2, 4, 5) ASK(3) STEP(sums, NEXT, 0, 3, 6, 7) "add $256, %[next]\n\t"
 #define BOTH(sums)                                                                                 \
+	ASK(0)                                                                                     \
 	STEP(sums##_LEFT, FIRST, 0, 0, 0, 1)                                                       \
+	ASK(1)                                                                                     \
 	STEP(sums##_RIGHT, FIRST, 1, 0, 0, 1)                                                      \
+	ASK(2)                                                                                     \
 	STEP(sums##_LEFT, NEXT, 0, 1, 2, 3)                                                        \
+	ASK(3)                                                                                     \
 	STEP(sums##_RIGHT, NEXT, 1, 1, 2, 3)                                                       \
+	ASK(4)                                                                                     \
 	STEP(sums##_LEFT, NEXT, 0, 2, 4, 5)                                                        \
+	ASK(5)                                                                                     \
 	STEP(sums##_RIGHT, NEXT, 1, 2, 4, 5)                                                       \
-	STEP(sums##_LEFT, NEXT, 0, 3, 6, 7) STEP(sums##_RIGHT, NEXT, 1, 3, 6, 7)
+	ASK(6)                                                                                     \
+	STEP(sums##_LEFT, NEXT, 0, 3, 6, 7)                                                        \
+	ASK(7) STEP(sums##_RIGHT, NEXT, 1, 3, 6, 7) "add $512, %[next]\n\t"
 
 /* A Q_SUB's sum times s joins the group's. */
-#define JOIN(c, r, h, k)                                                                                                                                                                                  \
-	"vpmaddwd 448*" #h                                                                                                                                                                                \
-	"(%[scales]), " C##c##0 ", " C##c##0 "\n\t"                                                                                                                                                       \
-					     "vpmaddwd 448*" #h                                                                                                                                           \
-					     "+32(%[scales]), " C##c##1 ", " C##c##1 "\n\t"                                                                                                               \
-										     "vpaddd " AT_SUM(                                                                                                    \
-											     r, h,                                                                                                        \
-											     0) ", " C##c##0 ", " C##c##0 "\n\t"                                                                          \
-															  "vpaddd " AT_SUM(                                                               \
-																  r,                                                                      \
-																  h,                                                                      \
-																  1) ", " C##c##1 ", " C##c##1 "\n\t"                                     \
-																			       "vmovdqa " C##c##0 ", " AT_SUM(            \
-																				       r,                                 \
-																				       h,                                 \
-																				       0) "\n\t"                          \
-																					  "vmovdqa " C##c##1 ", " AT_SUM( \
-																						  r,                      \
-																						  h,                      \
-																						  1) "\n\t"
+#define JOIN(c, r, h, k)                                                                           \
+	"vpmaddwd 448*" #h "(%[scales]), %[c" #c "0], %[c" #c "0]\n\t"                             \
+	"vpmaddwd 448*" #h "+32(%[scales]), %[c" #c "1], %[c" #c "1]\n\t"                          \
+	"vpaddd 512*" #h "+256+64*" #r "(%[sums]), %[c" #c "0], %[c" #c "0]\n\t"                   \
+	"vpaddd 512*" #h "+288+64*" #r "(%[sums]), %[c" #c "1], %[c" #c "1]\n\t" STORE(c, r, h, k)
+
+#define NEXT_SUB                                                                                   \
+	"add $512, %[w]\n\t"                                                                       \
+	"add $64, %[scales]\n\t"                                                                   \
+	"add $32, %[at]\n\t"                                                                       \
+	"cmp $128, %[at]\n\t"                                                                      \
+	"jne 1b\n\t"
 
 ALWAYS void multiply(struct sums *sums, const struct q_row *const *rows, const uint8_t *w,
 		     const uint8_t *next, const struct scales *scales, const uint32_t R)
 {
 	const __m256i mask = _mm256_set1_epi8(15);
+	__m256i c[BLOCK_ROWS][2], x, y, w0, w1, n0, n1;
 	uint64_t at = 0;
 
 	begin(&sums[0], rows, &scales[0], R);
@@ -133,17 +134,15 @@ ALWAYS void multiply(struct sums *sums, const struct q_row *const *rows, const u
 		begin(&sums[1], rows, &scales[1], R);
 #define MULTIPLY(columns, all)                                                                     \
 	__asm__ volatile(                                                                          \
-		"vmovdqa %[mask], " MASK "\n\t"                                                    \
-		"1:\n\t" columns(all) all(JOIN, 0) "add $512, %[w]\n\t"                            \
-						   "add $256, %[next]\n\t"                         \
-						   "add $64, %[scales]\n\t"                        \
-						   "add $32, %[at]\n\t"                            \
-						   "cmp $128, %[at]\n\t"                           \
-						   "jne 1b\n\t"                                    \
-		: [w] "+&r"(w), [next] "+&r"(next), [scales] "+&r"(scales), [at] "+&r"(at)         \
+		"1:\n\t" columns(all) all(JOIN, 0) NEXT_SUB                                        \
+		: [c00] "=&x"(c[0][0]), [c01] "=&x"(c[0][1]), [c10] "=&x"(c[1][0]),                \
+		  [c11] "=&x"(c[1][1]), [c20] "=&x"(c[2][0]), [c21] "=&x"(c[2][1]),                \
+		  [c30] "=&x"(c[3][0]), [c31] "=&x"(c[3][1]), [x] "=&x"(x), [y] "=&x"(y),          \
+		  [w0] "=&x"(w0), [w1] "=&x"(w1), [n0] "=&x"(n0), [n1] "=&x"(n1), [w] "+&r"(w),    \
+		  [next] "+&r"(next), [scales] "+&r"(scales), [at] "+&r"(at)                       \
 		: [sums] "r"(sums), [x0] "r"(rows[0]), [x1] "r"(rows[1]), [x2] "r"(rows[2]),       \
-		  [x3] "r"(rows[3]), [mask] "m"(mask)                                              \
-		: REGISTERS)
+		  [x3] "r"(rows[3]), [mask] "x"(mask)                                              \
+		: "memory", "cc")
 	switch (R) {
 	case 4:
 		MULTIPLY(HALF, ROWS_4);
