@@ -88,11 +88,52 @@ struct mla_tile {
 	uint32_t n_cols;      /* of the values: a multiple of MLA_COLUMNS */
 	uint32_t n_heads;     /* of the values; scores are of MLA_HEADS */
 	const uint32_t *q;    /* [n_pairs][MLA_HEADS]: the pair's second number in the upper half */
-	float *s; /* [n_pos][MLA_HEADS]: scores out; weights in, each a number of bf16 */
+	float *s; /* [n_pos][MLA_HEADS]: scores are added to it; weights in, each a number of bf16 */
 	const float *correction; /* [n_heads] */
 	float *acc;              /* [n_heads][acc_step] = acc * correction + weights^T rows */
 	size_t acc_step;
 };
+
+/* The same over rows of K_ENTRY_INT8, in integers. A score's latent part has queries as struct q_row has them, and
+ * is one chain over ascending groups,
+ *
+ *   s = fma((float)sum over the group of q * c, d of the query * d of the row, s)
+ *
+ * from which the rope part goes on as struct mla_tile does it: a query's d below MLA_SMALLEST is none, so that s
+ * holds nothing that is subnormal. A weight times d of its row has 8 bits too, without a sign, and one d for each
+ * head and group of the tile, their maximum / 255:
+ *
+ *   acc = fma(acc, correction, (float)(sum over the positions of w * c) * d of the weights)
+ *
+ * The sums are exact integers below 2^24, however an instruction set comes by them. */
+#define MLA_FOURS (K_TILE_POSITIONS / 4)
+
+struct mla_tile_int8 {
+	const uint8_t *rows; /* [n_pos][row_bytes] */
+	size_t row_bytes;
+	const void *next; /* will be read after this tile */
+	uint32_t n_pos;   /* 1 to K_TILE_POSITIONS */
+	uint32_t rank;    /* a multiple of 4 */
+	uint32_t n_heads; /* of the values; scores are of MLA_HEADS */
+	const void *q;    /* of mla_queries_int8, 32 bytes a number of rank at most */
+	const float *q_d; /* [group][MLA_HEADS] */
+	float *s;         /* [n_pos][MLA_HEADS]: scores out; weights in */
+	/* [group]: weights in 8 bits, four positions' in a dword, the first low; and their d */
+	uint32_t (*w)[MLA_FOURS][MLA_HEADS];
+	float (*w_d)[MLA_HEADS];
+	const float *correction; /* [n_heads] */
+	/* [n_heads][acc_step]; columns from rank to the next multiple of MLA_COLUMNS may be written */
+	float *acc;
+	size_t acc_step;
+};
+
+static inline float mla_row_d(const struct mla_tile_int8 *t, uint32_t pos, uint32_t group)
+{
+	float d;
+
+	__builtin_memcpy(&d, t->rows + pos * t->row_bytes + t->rank + group * sizeof(d), sizeof(d));
+	return d;
+}
 
 struct cpu_isa {
 	const char *name;
@@ -114,6 +155,12 @@ struct cpu_isa {
 	void (*load_int8)(uint16_t *y, const uint8_t *row, uint32_t rank, uint32_t rope);
 	void (*mla_scores_bf16)(const struct mla_tile *t);
 	void (*mla_values_bf16)(const struct mla_tile *t);
+	/* Queries [MLA_HEADS][group] as this instruction set's mla_scores_int8 wants them. */
+	void (*mla_queries_int8)(void *ret, const struct q_row *x, uint32_t rank);
+	void (*mla_scores_int8)(const struct mla_tile_int8 *t);
+	/* s to w and w_d; positions up to the next multiple of four past n_pos weigh 0. */
+	void (*mla_weights_int8)(const struct mla_tile_int8 *t);
+	void (*mla_values_int8)(const struct mla_tile_int8 *t);
 	void (*tile_q8)(const struct q_tile *t);
 	void (*tile_q4)(const struct q_tile *t);
 	/* n numbers into q_groups(n) groups */
@@ -145,6 +192,13 @@ void mla_scores_bf16_avx512(const struct mla_tile *t);
 void mla_values_bf16_avx512(const struct mla_tile *t);
 void mla_scores_bf16_bf16(const struct mla_tile *t);
 void mla_values_bf16_bf16(const struct mla_tile *t);
+
+/* In mla_int8.c (the reference) and beside it. Queries are pairs of 16 bits, [rank / 2][MLA_HEADS]. */
+void mla_queries_int8_pairs(void *ret, const struct q_row *x, uint32_t rank);
+void mla_scores_int8_scalar(const struct mla_tile_int8 *t);
+void mla_values_int8_scalar(const struct mla_tile_int8 *t);
+void mla_scores_int8_avx2(const struct mla_tile_int8 *t);
+void mla_values_int8_avx2(const struct mla_tile_int8 *t);
 
 /* In limit.c and beside it. */
 double limit_f32_scalar(uint64_t n);
@@ -269,6 +323,11 @@ void cpu_linear(struct cpu *c, float *const *y, const float *const *x, uint32_t 
 static inline uint32_t cpu_entry_groups(uint32_t rank)
 {
 	return (rank + K_ENTRY_GROUP - 1) / K_ENTRY_GROUP;
+}
+/* Numbers of the one that starts at @first. */
+static inline uint32_t cpu_entry_group(uint32_t rank, uint32_t first)
+{
+	return rank - first < K_ENTRY_GROUP ? rank - first : K_ENTRY_GROUP;
 }
 
 static inline float bf16_to_f32(uint16_t x)

@@ -59,6 +59,16 @@ static inline uint16_t mla_bf16(float x)
 	return fabsf(x) < MLA_SMALLEST ? 0 : bf16_from_f32(x);
 }
 
+_Static_assert(K_ENTRY_GROUP == Q_GROUP, "an entry is quantised as a row of activations is");
+
+/* A group of latents, of an entry or a query; a scale so small that its numbers would not do is none. */
+static inline void mla_quantise(const struct cpu *c, struct q_row *ret, const float *x, uint32_t n)
+{
+	c->isa.quantise(ret, x, n);
+	if (ret->d < MLA_SMALLEST)
+		*ret = (struct q_row){};
+}
+
 /* Whether the pool holds rows of this attention; if not, the step has failed. */
 static inline bool mla_pool_fits(struct cpu *c, const struct k_mla *m, uint32_t stream)
 {
@@ -69,7 +79,7 @@ static inline bool mla_pool_fits(struct cpu *c, const struct k_mla *m, uint32_t 
 	};
 
 	if (stream < c->pool.n_streams && c->pool.row_bytes == bytes[c->pool.entry] &&
-	    !(c->pool.entry == K_ENTRY_INT8 && m->rank % 4))
+	    !(c->pool.entry == K_ENTRY_INT8 && (m->rank % 4 || m->rope % 2)))
 		return true;
 	c->failed = -EINVAL;
 	return false;

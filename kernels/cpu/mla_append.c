@@ -3,8 +3,6 @@
  * pairs, one rounding, to the entry's format) and §3. */
 #include "mla.h"
 
-_Static_assert(K_ENTRY_GROUP == Q_GROUP, "an entry is quantised as a row of activations is");
-
 struct append_job {
 	struct cpu *c;
 	struct k_buffer *q, *kv;
@@ -23,7 +21,7 @@ static void rotate(float *x, const float *cos, const float *sin, uint32_t n)
 	}
 }
 
-/* The latents in 8 bits, by groups; a scale so small that its numbers would not do is none. */
+/* The latents in 8 bits, by groups. */
 static void append_int8(const struct append_job *j, uint8_t *entry, const float *kv)
 {
 	const struct k_mla *m = j->m;
@@ -31,12 +29,10 @@ static void append_int8(const struct append_job *j, uint8_t *entry, const float 
 	uint16_t *rope = (uint16_t *)(scales + cpu_entry_groups(m->rank) * sizeof(float));
 
 	for (uint32_t i = 0; i < m->rank; i += K_ENTRY_GROUP) {
-		uint32_t n = m->rank - i < K_ENTRY_GROUP ? m->rank - i : K_ENTRY_GROUP;
+		uint32_t n = cpu_entry_group(m->rank, i);
 		struct q_row q;
 
-		j->c->isa.quantise(&q, kv + i, n);
-		if (q.d < MLA_SMALLEST)
-			q = (struct q_row){};
+		mla_quantise(j->c, &q, kv + i, n);
 		memcpy(entry + i, q.a, n);
 		memcpy(scales + i / K_ENTRY_GROUP * sizeof(q.d), &q.d, sizeof(q.d));
 	}

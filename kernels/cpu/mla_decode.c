@@ -238,30 +238,37 @@ static void pack_bf16(const struct decode_job *j, const struct unit *u, uint32_t
 	}
 }
 
-/* The tile where it lies; or a copy: of int8 rows in bf16, or where positions or numbers are odd or the rows
- * short with zeros after them. */
+/* The tile at @pos, and what will be read after it. */
+static const uint8_t *tile_rows(const struct decode_job *j, const struct unit *u, uint32_t pos,
+				const void **ret_next)
+{
+	const uint8_t *row = mla_pool_row(&j->c->pool, u->row->pages, pos, j->stream);
+	uint32_t next = pos + K_TILE_POSITIONS;
+
+	*ret_next = next < u->row->n_pos ? mla_pool_row(&j->c->pool, u->row->pages, next, j->stream)
+					 : row;
+	return row;
+}
+
+/* The tile where it lies; or a copy, where positions or numbers are odd or the rows short with zeros after
+ * them. */
 static void place_tile(const struct decode_job *j, const struct unit *u, uint32_t pos, uint32_t n,
 		       uint16_t *copy, struct mla_tile *t)
 {
-	uint32_t width = j->m->rank + j->m->rope, next = pos + K_TILE_POSITIONS;
-	const uint8_t *row = mla_pool_row(&j->c->pool, u->row->pages, pos, j->stream);
+	uint32_t width = j->m->rank + j->m->rope;
+	const uint8_t *row = tile_rows(j, u, pos, &t->next);
 
 	t->n_pos = (n + 1) / 2 * 2;
-	t->next = next < u->row->n_pos ? mla_pool_row(&j->c->pool, u->row->pages, next, j->stream)
-				       : row;
 	t->rows = (const uint16_t *)row;
 	t->row_step = width;
-	if (j->c->pool.entry == K_ENTRY_BF16 && n % 2 == 0 && width % 2 == 0 && t->n_cols <= width)
+	if (n % 2 == 0 && width % 2 == 0 && t->n_cols <= width)
 		return;
 	t->rows = copy;
 	t->row_step = j->copy_step;
 	for (uint32_t i = 0; i < t->n_pos; i++, copy += j->copy_step, row += j->c->pool.row_bytes) {
 		uint32_t kept = i < n ? width : 0;
 
-		if (kept > 0 && j->c->pool.entry == K_ENTRY_INT8)
-			j->c->isa.load_int8(copy, row, j->m->rank, j->m->rope);
-		else
-			memcpy(copy, row, kept * sizeof(*copy));
+		memcpy(copy, row, kept * sizeof(*copy));
 		memset(copy + kept, 0, (j->copy_step - kept) * sizeof(*copy));
 	}
 }
@@ -288,11 +295,89 @@ static void attend_bf16(const struct decode_job *j, const struct unit *u, struct
 		uint32_t n = end - pos < K_TILE_POSITIONS ? end - pos : K_TILE_POSITIONS;
 
 		place_tile(j, u, pos, n, copy, &t);
+		memset(a->s, 0, t.n_pos * GROUP * sizeof(*a->s));
 		j->c->isa.mla_scores_bf16(&t);
 		attend_softmax(j, a, n, true);
 		if (n < t.n_pos)
 			memset(a->s + n * GROUP, 0, GROUP * sizeof(*a->s));
 		j->c->isa.mla_values_bf16(&t);
+	}
+}
+
+/* Latent queries in 8 bits, x [GROUP][group], with their scales q_d [group][GROUP]; rope [pair][GROUP] of
+ * bf16 numbers. */
+static void pack_int8(const struct decode_job *j, const struct unit *u, struct q_row *x, float *q_d,
+		      uint32_t *rope)
+{
+	const struct k_mla *m = j->m;
+	uint32_t n = group_heads(j, u->group), n_groups = cpu_entry_groups(m->rank);
+
+	memset(x, 0, (size_t)GROUP * n_groups * sizeof(*x));
+	memset(rope, 0, (size_t)m->rope / 2 * GROUP * sizeof(*rope));
+	for (uint32_t h = 0; h < n; h++) {
+		const float *ql = latent_query(j, u, h), *qr = rope_query(j, u, h);
+
+		for (uint32_t g = 0; g < n_groups; g++) {
+			uint32_t first = g * K_ENTRY_GROUP;
+
+			mla_quantise(j->c, &x[h * n_groups + g], ql + first,
+				     cpu_entry_group(m->rank, first));
+		}
+		for (uint32_t i = 0; i < m->rope; i++)
+			rope[(size_t)i / 2 * GROUP + h] |= (uint32_t)mla_bf16(qr[i])
+							   << (i % 2 * 16);
+	}
+	for (uint32_t g = 0; g < n_groups; g++)
+		for (uint32_t h = 0; h < GROUP; h++)
+			q_d[g * GROUP + h] = x[h * n_groups + g].d;
+}
+
+static void attend_int8(const struct decode_job *j, const struct unit *u, struct attend *a,
+			uint32_t begin, uint32_t end)
+{
+	const struct k_mla *m = j->m;
+	const uint32_t n_groups = cpu_entry_groups(m->rank);
+	uint32_t(*w)[MLA_FOURS][GROUP] = a->scratch;
+	float(*w_d)[GROUP] = (float(*)[GROUP])(w + n_groups);
+	float *q_d = (float *)(w_d + n_groups);
+	uint32_t *rope_q = (uint32_t *)(q_d + n_groups * GROUP);
+	uint32_t *q = rope_q + (size_t)m->rope / 2 * GROUP;
+	struct q_row *x = (struct q_row *)(q + (size_t)m->rank / 2 * GROUP);
+	struct mla_tile_int8 t = {
+		.row_bytes = j->c->pool.row_bytes,
+		.rank = m->rank,
+		.n_heads = a->n_heads,
+		.q = q,
+		.q_d = q_d,
+		.s = a->s,
+		.w = w,
+		.w_d = w_d,
+		.correction = a->correction,
+		.acc = a->acc,
+		.acc_step = j->acc_stride,
+	};
+	struct mla_tile rope = {
+		.row_step = t.row_bytes / sizeof(*rope.rows),
+		.n_pairs = m->rope / 2,
+		.q = rope_q,
+		.s = a->s,
+	};
+
+	pack_int8(j, u, x, q_d, rope_q);
+	j->c->isa.mla_queries_int8(q, x, m->rank);
+	for (uint32_t pos = begin; pos < end; pos += K_TILE_POSITIONS) {
+		t.n_pos = end - pos < K_TILE_POSITIONS ? end - pos : K_TILE_POSITIONS;
+		t.rows = tile_rows(j, u, pos, &t.next);
+		/* Of an odd last position's neighbour in the page there is a score too, which nobody
+		 * reads. */
+		rope.n_pos = (t.n_pos + 1) / 2 * 2;
+		rope.rows = (const uint16_t *)(t.rows + m->rank + n_groups * sizeof(float));
+		rope.next = t.rows;
+		j->c->isa.mla_scores_int8(&t);
+		j->c->isa.mla_scores_bf16(&rope);
+		attend_softmax(j, a, t.n_pos, false);
+		j->c->isa.mla_weights_int8(&t);
+		j->c->isa.mla_values_int8(&t);
 	}
 }
 
@@ -317,10 +402,17 @@ static void attend_unit(const struct decode_job *j, const struct unit *u, uint32
 		a.sum[h] = 0.0f;
 	}
 	memset(a.acc, 0, GROUP * j->acc_stride * sizeof(*a.acc));
-	if (j->c->pool.entry != K_ENTRY_F32)
-		attend_bf16(j, u, &a, begin, end);
-	else
+	switch (j->c->pool.entry) {
+	case K_ENTRY_F32:
 		attend_f32(j, u, &a, begin, end);
+		break;
+	case K_ENTRY_BF16:
+		attend_bf16(j, u, &a, begin, end);
+		break;
+	case K_ENTRY_INT8:
+		attend_int8(j, u, &a, begin, end);
+		break;
+	}
 }
 
 static void attend_part(void *ctx, uint32_t thread, uint32_t n_threads)
@@ -397,7 +489,7 @@ static bool decode_scratch(struct decode_job *j)
 	j->tile_stride = cpu_row_stride(width + LOAD_PAST);
 	j->copy_step = 2 * cpu_row_stride((width + MLA_COLUMNS + 1) / 2);
 	j->acc_stride = cpu_row_stride(m->rank + MLA_COLUMNS);
-	/* scores, then a tile of either form and its queries */
+	/* scores, then a tile of f32 or bf16 and its queries; those of int8, and its weights, take less */
 	j->thread_floats = cpu_row_stride(K_TILE_POSITIONS * (j->tile_stride + GROUP) +
 					  (size_t)(width + 1) * GROUP + 64);
 	j->x = cpu_scratch(j->c, SCRATCH_ROWS,

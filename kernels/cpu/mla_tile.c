@@ -18,7 +18,7 @@ void mla_scores_bf16_scalar(const struct mla_tile *t)
 {
 	for (uint32_t p = 0; p < t->n_pos; p++)
 		for (uint32_t h = 0; h < MLA_HEADS; h++) {
-			float sum = 0.0f;
+			float sum = t->s[p * MLA_HEADS + h];
 
 			for (uint32_t i = 0; i < t->n_pairs; i++) {
 				const uint16_t *k = t->rows + p * t->row_step + 2 * i;

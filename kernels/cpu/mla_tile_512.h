@@ -24,7 +24,7 @@ ALWAYS void scores(const struct mla_tile *t, uint32_t first, const uint8_t *next
 #pragma GCC unroll 8
 	for (uint32_t r = 0; r < R; r++) {
 		k[r] = t->rows + (first + r) * t->row_step;
-		acc[r] = _mm512_setzero_ps();
+		acc[r] = _mm512_loadu_ps(t->s + (first + r) * MLA_HEADS);
 	}
 	for (uint32_t i = 0; i < t->n_pairs; i++) {
 		__m512i q = _mm512_loadu_si512(t->q + (size_t)i * MLA_HEADS);

@@ -22,6 +22,9 @@
 	"vxorps %[c" #r "0], %[c" #r "0], %[c" #r "0]\n\t"                                         \
 	"vxorps %[c" #r "1], %[c" #r "1], %[c" #r "1]\n\t"
 #define ZEROS ZERO(0) ZERO(1) ZERO(2) ZERO(3) ZERO(4) ZERO(5)
+#define BEGIN(r)                                                                                   \
+	"vmovups 64*" #r "(%[s]), %[c" #r "0]\n\t"                                                 \
+	"vmovups 32+64*" #r "(%[s]), %[c" #r "1]\n\t"
 #define ADD(r)                                                                                     \
 	"vfmadd231ps %[x], %[w0], %[c" #r "0]\n\t"                                                 \
 	"vfmadd231ps %[x], %[w1], %[c" #r "1]\n\t"
@@ -32,6 +35,9 @@
 #define SECOND(r, at) "vpbroadcastd " at ", %[x]\n\tvpand %[mask], %[x], %[x]\n\t" ADD(r)
 #define FIRST(r, at)  "vpbroadcastd " at ", %[x]\n\tvpslld $16, %[x], %[x]\n\t" ADD(r)
 
+#define BEGIN_2    BEGIN(0) BEGIN(1)
+#define BEGIN_4    BEGIN_2 BEGIN(2) BEGIN(3)
+#define BEGIN_6    BEGIN_4 BEGIN(4) BEGIN(5)
 #define ROWS_2(op) op(0, "(%[a])") op(1, "(%[a],%[step])")
 #define ROWS_4(op) ROWS_2(op) op(2, "(%[a],%[step],2)") op(3, "(%[b])")
 #define ROWS_6(op) ROWS_4(op) op(4, "(%[b],%[step])") op(5, "(%[b],%[step],2)")
@@ -56,30 +62,31 @@ ALWAYS void scores(const struct mla_tile *t, uint32_t first, const uint8_t *next
 	const __m256i mask = _mm256_set1_epi32((int)0xffff0000);
 	const uint16_t *a = t->rows + first * t->row_step, *b = a + (R > 3 ? 3 : 0) * t->row_step;
 	const uint32_t *q = t->q;
+	float *s = t->s + first * MLA_HEADS;
 	__m256 c[BLOCK][2], w0, w1, x;
 	uint64_t n = t->n_pairs;
 
 #define MULTIPLY(text)                                                                             \
-	__asm__(ZEROS text                                                                         \
+	__asm__(text                                                                               \
 		: SUMS, [a] "+&r"(a), [b] "+&r"(b), [q] "+&r"(q), [next] "+&r"(next), [n] "+&r"(n) \
-		: [step] "r"(2 * t->row_step), [mask] "x"(mask)                                    \
+		: [s] "r"(s), [step] "r"(2 * t->row_step), [mask] "x"(mask)                        \
 		: "memory", "cc")
 	switch (R) {
 	case 6:
-		MULTIPLY(SCORES(ROWS_6));
+		MULTIPLY(BEGIN_6 SCORES(ROWS_6));
 		break;
 	case 4:
-		MULTIPLY(SCORES(ROWS_4));
+		MULTIPLY(BEGIN_4 SCORES(ROWS_4));
 		break;
 	case 2:
-		MULTIPLY(SCORES(ROWS_2));
+		MULTIPLY(BEGIN_2 SCORES(ROWS_2));
 		break;
 	}
 #undef MULTIPLY
 #pragma GCC unroll 6
 	for (uint32_t r = 0; r < R; r++) {
-		_mm256_storeu_ps(t->s + (first + r) * MLA_HEADS, c[r][0]);
-		_mm256_storeu_ps(t->s + (first + r) * MLA_HEADS + 8, c[r][1]);
+		_mm256_storeu_ps(s + r * MLA_HEADS, c[r][0]);
+		_mm256_storeu_ps(s + r * MLA_HEADS + 8, c[r][1]);
 	}
 }
 
@@ -125,7 +132,7 @@ void mla_scores_bf16_avx2(const struct mla_tile *t)
 				   "sub $2, %[n]\n\t"                                              \
 				   "jnz 1b\n\t"
 
-_Static_assert(MLA_HEADS * sizeof(float) == 64, "HEADS_n and VALUES say so");
+_Static_assert(MLA_HEADS * sizeof(float) == 64, "BEGIN, HEADS_n and VALUES say so");
 
 /* R heads by sixteen columns. */
 ALWAYS void values(const struct mla_tile *t, uint32_t head, uint32_t col, const uint32_t R)

@@ -144,6 +144,41 @@ static void softmax_tile(const struct softmax_tile *a)
 	}
 }
 
+/* All heads' weights at a position times d of its row. */
+static inline v16 tile_weight(const struct mla_tile_int8 *t, uint32_t pos, uint32_t group)
+{
+	_Static_assert(MLA_HEADS == LANES, "a lane is a head");
+
+	return v_mul(v_load(t->s + pos * MLA_HEADS), v_set(mla_row_d(t, pos, group)));
+}
+
+#define LIGHTEST 0x1p-100f /* below it a tile's weights are none: 255 / x is still a number */
+
+static void mla_weights_int8(const struct mla_tile_int8 *t)
+{
+	for (uint32_t g = 0; g < cpu_entry_groups(t->rank); g++) {
+		const v16 zero = v_set(0.0f), least = v_set(LIGHTEST), most = v_set(255.0f);
+		v16 max = zero, sum = zero, inverse;
+
+		for (uint32_t p = 0; p < t->n_pos; p++) {
+			v16 w = tile_weight(t, p, g);
+
+			max = v_max(w, max);
+			sum = v_add(sum, w);
+		}
+		max = v_add(max, v_sub(sum, sum)); /* NaN where a weight is not finite */
+		inverse = v_where_less(max, least, zero, v_div(most, max));
+		v_store(t->w_d[g], v_where_less(max, least, zero, v_div(max, most)));
+		for (uint32_t p = 0; p < t->n_pos; p += 4) {
+			v16 x[4] = {zero, zero, zero, zero}; /* and where a weight is NaN */
+
+			for (uint32_t i = 0; i < 4 && p + i < t->n_pos; i++)
+				x[i] = v_max(v_mul(tile_weight(t, p + i, g), inverse), zero);
+			v_store_bytes(t->w[g][p / 4], x);
+		}
+	}
+}
+
 static void load_bf16(float *y, const uint16_t *x, uint32_t n)
 {
 	uint32_t i;
@@ -161,7 +196,7 @@ static void load_int8(uint16_t *y, const uint8_t *row, uint32_t rank, uint32_t r
 
 	for (uint32_t i = 0; i < rank; i += K_ENTRY_GROUP) {
 		const int8_t *x = (const int8_t *)row + i;
-		uint32_t n = rank - i < K_ENTRY_GROUP ? rank - i : K_ENTRY_GROUP;
+		uint32_t n = cpu_entry_group(rank, i);
 		float scale;
 
 		memcpy(&scale, scales + i / K_ENTRY_GROUP * sizeof(scale), sizeof(scale));
@@ -177,4 +212,4 @@ static void load_int8(uint16_t *y, const uint8_t *row, uint32_t rank, uint32_t r
 #define ROW_OPS                                                                                    \
 	.rmsnorm = rmsnorm, .add = add, .blend = blend, .scale = scale, .divide = divide,          \
 	.swiglu = swiglu, .exp = exp_row, .softmax_tile = softmax_tile, .load_bf16 = load_bf16,    \
-	.load_int8 = load_int8
+	.load_int8 = load_int8, .mla_weights_int8 = mla_weights_int8

@@ -15,6 +15,9 @@ const struct cpu_isa cpu_isa_avx2 = {
 	.limit_f32 = limit_f32_avx2,
 	.limit_bf16 = limit_f32_avx2,
 	.limit_int8 = limit_int8_avx2,
+	.mla_queries_int8 = mla_queries_int8_pairs,
+	.mla_scores_int8 = mla_scores_int8_avx2,
+	.mla_values_int8 = mla_values_int8_avx2,
 	ROW_OPS,
 	QUANT_OPS,
 };

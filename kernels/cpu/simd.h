@@ -91,6 +91,14 @@ static inline v16 v_load_bf16(const uint16_t *p)
 
 	return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
 }
+static inline void v_store_bytes(uint32_t *p, const v16 x[4])
+{
+	__m512i a = _mm512_cvtps_epi32(x[0]), b = _mm512_slli_epi32(_mm512_cvtps_epi32(x[1]), 8);
+	__m512i c = _mm512_slli_epi32(_mm512_cvtps_epi32(x[2]), 16);
+	__m512i d = _mm512_slli_epi32(_mm512_cvtps_epi32(x[3]), 24);
+
+	_mm512_storeu_si512(p, _mm512_or_si512(_mm512_or_si512(a, b), _mm512_or_si512(c, d)));
+}
 
 #elif defined(K_SIMD_AVX2)
 
@@ -181,6 +189,20 @@ static inline v16 v_load_bf16(const uint16_t *p)
 {
 	return (v16){v_load_bf16_8(p), v_load_bf16_8(p + 8)};
 }
+static inline __m256i v_bytes_8(__m256 a, __m256 b, __m256 c, __m256 d)
+{
+	__m256i low =
+		_mm256_or_si256(_mm256_cvtps_epi32(a), _mm256_slli_epi32(_mm256_cvtps_epi32(b), 8));
+	__m256i high = _mm256_or_si256(_mm256_slli_epi32(_mm256_cvtps_epi32(c), 16),
+				       _mm256_slli_epi32(_mm256_cvtps_epi32(d), 24));
+
+	return _mm256_or_si256(low, high);
+}
+static inline void v_store_bytes(uint32_t *p, const v16 x[4])
+{
+	_mm256_storeu_si256((__m256i *)p, v_bytes_8(x[0].a, x[1].a, x[2].a, x[3].a));
+	_mm256_storeu_si256((__m256i *)(p + 8), v_bytes_8(x[0].b, x[1].b, x[2].b, x[3].b));
+}
 
 #else /* the scalar reference */
 
@@ -245,6 +267,15 @@ static inline v16 v_where_below(uint32_t i, const uint32_t n[LANES], v16 x, v16 
 static inline v16 v_load_bf16(const uint16_t *p)
 {
 	V_LANES(k_from_bits((uint32_t)p[i_] << 16));
+}
+/* To each lane's dword the nearest integers, ties to even, of four vectors' 0 to 255, the first in the low byte. */
+static inline void v_store_bytes(uint32_t *p, const v16 x[4])
+{
+	for (uint32_t lane = 0; lane < LANES; lane++) {
+		p[lane] = 0;
+		for (uint32_t i = 0; i < 4; i++)
+			p[lane] |= (uint32_t)nearbyintf(x[i].f[lane]) << (8 * i);
+	}
 }
 
 #endif

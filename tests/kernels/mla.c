@@ -22,11 +22,8 @@ static uint32_t n_shapes(uint32_t n)
 struct shape {
 	uint32_t heads, nope, rope, v, rank;
 };
-static const struct shape shapes[] = {{3, 12, 8, 20, 36},
-				      {17, 5, 2, 3, 19},
-				      {16, 16, 16, 16, 32},
-				      {1, 1, 2, 1, 1},
-				      {33, 8, 4, 8, 16}};
+static const struct shape shapes[] = {{3, 12, 8, 20, 36},   {17, 5, 2, 3, 19}, {18, 4, 2, 3, 132},
+				      {16, 16, 16, 16, 32}, {1, 1, 2, 1, 1},   {33, 8, 4, 8, 16}};
 
 struct attention {
 	struct shape s;
@@ -299,14 +296,15 @@ static void attend_doubles(const struct attention *a, const double *cache, uint3
 
 /* 1e-4: scores of size 10 carry some 1e-6 each, and their exponentials the same, relative. Weights in bf16
  * are rounded alike on both sides. Over bf16 entries the absorbed path rounds queries and weights to bf16
- * too: 2^-9 of a score of 10 is 2% of a weight; and an entry next to a rounding edge may fall to the
- * other side on both paths, by a 127th of the largest in 8 bits. */
+ * too: 2^-9 of a score of 10 is 2% of a weight; over entries in 8 bits to 8 bits, by 2^-8 of the largest. And an
+ * entry next to a rounding edge may fall to the other side on both paths, by a 127th of the largest in 8
+ * bits. */
 static const double nearness[] = {
 	[K_ENTRY_F32] = 1e-4, [K_ENTRY_BF16] = 0.05, [K_ENTRY_INT8] = 0.05};
 
 static void mla_paths_are_near_doubles(void **state)
 {
-	static const uint32_t positions[] = {0, 1, 62, 63, 64, 127, 128, 511, 512, 599};
+	static const uint32_t positions[] = {0, 1, 2, 4, 62, 63, 64, 127, 128, 511, 512, 599};
 
 	(void)state;
 	for (uint32_t i = 0; i < n_shapes(N_ELEMENTS(shapes)); i++)

@@ -65,6 +65,8 @@ static void fixture_init(struct fixture *f, uint32_t n_pos, uint32_t width, uint
 		f->rows[i] = number(&state, kind);
 	for (uint32_t i = 0; i < n_pairs * MLA_HEADS; i++)
 		f->q[i] = number(&state, kind) | (uint32_t)number(&state, kind) << 16;
+	for (uint32_t i = 0; i < n_pos * MLA_HEADS; i++)
+		f->s[i] = bf16_to_f32(number(&state, kind)) * bf16_to_f32(number(&state, kind));
 	for (uint32_t h = 0; h < MLA_HEADS; h++)
 		f->correction[h] = h % 3 ? fabsf(uniform(&state)) : 0.0f;
 	f->t = (struct mla_tile){
@@ -143,14 +145,15 @@ static void tile_bits_equal_scalar_and_stay_inside(void **state)
 static void tile_reference_is_near_doubles(void **state)
 {
 	struct fixture f;
-	float *acc;
+	float *acc, before[64 * MLA_HEADS];
 
 	(void)state;
 	fixture_init(&f, 64, 576, 512, 16, RANDOM);
+	memcpy(before, f.s, sizeof(before));
 	cpu_isa_scalar.mla_scores_bf16(&f.t);
 	for (uint32_t p = 0; p < 64; p += 7)
 		for (uint32_t h = 0; h < MLA_HEADS; h++) {
-			double want = 0, size = 0;
+			double want = before[p * MLA_HEADS + h], size = fabs(want);
 
 			for (uint32_t d = 0; d < 576; d++) {
 				double x = (double)bf16_to_f32(f.rows[p * 576 + d]) *
