@@ -193,12 +193,16 @@ void mla_values_bf16_avx512(const struct mla_tile *t);
 void mla_scores_bf16_bf16(const struct mla_tile *t);
 void mla_values_bf16_bf16(const struct mla_tile *t);
 
-/* In mla_int8.c (the reference) and beside it. Queries are pairs of 16 bits, [rank / 2][MLA_HEADS]. */
+/* In mla_int8.c (the reference) and beside it. Queries are pairs of 16 bits, [rank / 2][MLA_HEADS], or for VNNI fours
+ * of bytes that are 128 too much, [rank / 4][MLA_HEADS]. */
 void mla_queries_int8_pairs(void *ret, const struct q_row *x, uint32_t rank);
+void mla_queries_int8_fours(void *ret, const struct q_row *x, uint32_t rank);
 void mla_scores_int8_scalar(const struct mla_tile_int8 *t);
 void mla_values_int8_scalar(const struct mla_tile_int8 *t);
 void mla_scores_int8_avx2(const struct mla_tile_int8 *t);
 void mla_values_int8_avx2(const struct mla_tile_int8 *t);
+void mla_scores_int8_vnni(const struct mla_tile_int8 *t);
+void mla_values_int8_vnni(const struct mla_tile_int8 *t);
 
 /* In limit.c and beside it. */
 double limit_f32_scalar(uint64_t n);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Scores and values of a tile of int8 rows: the scalar reference, and queries as pairs. */
+/* Scores and values of a tile of int8 rows: the scalar reference, and the forms of the queries. */
 #include <math.h>
 #include <string.h>
 
@@ -14,6 +14,17 @@ void mla_queries_int8_pairs(void *ret, const struct q_row *x, uint32_t rank)
 			const int8_t *a = x[h * n_groups + i / Q_GROUP].a + i % Q_GROUP;
 
 			*q++ = (uint16_t)a[0] | (uint32_t)(uint16_t)a[1] << 16;
+		}
+}
+
+void mla_queries_int8_fours(void *ret, const struct q_row *x, uint32_t rank)
+{
+	uint32_t n_groups = cpu_entry_groups(rank), *q = ret;
+
+	for (uint32_t i = 0; i < rank; i += 4)
+		for (uint32_t h = 0; h < MLA_HEADS; h++) {
+			memcpy(q, x[h * n_groups + i / Q_GROUP].a + i % Q_GROUP, sizeof(*q));
+			*q++ ^= 0x80808080;
 		}
 }
 

@@ -1,6 +1,6 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The AVX-512 intrinsics that quant_vnni.c and mla_tile_*.c use, one lane after the other as Intel's pseudocode has them,
+/* The AVX-512 intrinsics that quant_vnni.c, mla_int8_vnni.c and mla_tile_*.c use, one lane after the other as Intel's pseudocode has them,
  * so that it can be compared with the reference where the CPU has none. Built under K_EMULATE_AVX512
  * for AVX2; the names of the 512-bit types and functions are taken over by macros. */
 #include <immintrin.h>
@@ -52,6 +52,15 @@ EMU emu_f emu_load_ps(const float *p)
 EMU void emu_store_ps(float *p, emu_f x)
 {
 	memcpy(p, &x, sizeof(x));
+}
+/* Bytes whose bit of the mask is 0 are not read. */
+EMU emu_i emu_maskz_load_8(uint64_t mask, const void *p)
+{
+	emu_i r;
+
+	for (int i = 0; i < 64; i++)
+		r.b[i] = mask >> i & 1 ? ((const uint8_t *)p)[i] : 0;
+	return r;
 }
 EMU emu_i emu_set1_32(int32_t v)
 {
@@ -184,6 +193,34 @@ EMU emu_i emu_unpackhi_16(emu_i x, emu_i y)
 {
 	return emu_unpack_16(x, y, 1);
 }
+/* The same with bytes @half * 8 .. of x and y. */
+EMU emu_i emu_unpack_8(emu_i x, emu_i y, int half)
+{
+	EMU_TWO(uint8_t, 64,
+		i % 2 ? y_[i / 16 * 16 + half * 8 + i % 16 / 2]
+		      : x_[i / 16 * 16 + half * 8 + i % 16 / 2]);
+}
+EMU emu_i emu_unpacklo_8(emu_i x, emu_i y)
+{
+	return emu_unpack_8(x, y, 0);
+}
+EMU emu_i emu_unpackhi_8(emu_i x, emu_i y)
+{
+	return emu_unpack_8(x, y, 1);
+}
+EMU emu_i emu_permute_32(emu_i y, emu_i x)
+{
+	EMU_TWO(uint32_t, 16, x_[y_[i] & 15]);
+}
+EMU int32_t emu_reduce_add_32(emu_i x)
+{
+	uint32_t v[16], sum = 0;
+
+	memcpy(v, &x, sizeof(v));
+	for (int i = 0; i < 16; i++)
+		sum += v[i];
+	return (int32_t)sum;
+}
 EMU emu_f emu_permute2_ps(emu_f a, emu_i order, emu_f b)
 {
 	int32_t from[16];
@@ -248,3 +285,10 @@ EMU emu_f emu_dpbf16(emu_f sum, emu_i x, emu_i y)
 #define _mm512_unpackhi_epi16  emu_unpackhi_16
 #define _mm512_permutex2var_ps emu_permute2_ps
 #define _mm512_setzero_ps()    emu_set1_ps(0.0f)
+
+#define _mm512_setzero_si512()   emu_set1_32(0)
+#define _mm512_maskz_loadu_epi8  emu_maskz_load_8
+#define _mm512_unpacklo_epi8     emu_unpacklo_8
+#define _mm512_unpackhi_epi8     emu_unpackhi_8
+#define _mm512_permutexvar_epi32 emu_permute_32
+#define _mm512_reduce_add_epi32  emu_reduce_add_32
