@@ -85,13 +85,16 @@ static void heads_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	const struct decode_job *j = hj->j;
 	uint32_t n_panels = weight_n_panels(hj->w), begin, end;
 
-	threads_share(j->m->n_heads * n_panels, thread, n_threads, &begin, &end);
-	for (uint32_t u = begin; u < end; u++) {
-		uint32_t h = u / n_panels, p = u % n_panels;
+	(void)thread;
+	(void)n_threads;
+	while (threads_take(j->c->threads, j->m->n_heads * n_panels, PANELS_MIN, &begin, &end))
+		for (uint32_t u = begin; u < end; u++) {
+			uint32_t h = u / n_panels, p = u % n_panels;
 
-		cpu_product(&j->c->isa, j->y + h * j->n_rows, operand_from(hj->x, h * j->n_rows),
-			    j->n_rows, hj->w, h, p, p + 1);
-	}
+			cpu_product(&j->c->isa, j->y + h * j->n_rows,
+				    operand_from(hj->x, h * j->n_rows), j->n_rows, hj->w, h, p,
+				    p + 1);
+		}
 }
 
 static void heads_product(struct decode_job *j, const struct k_weight *w)
@@ -420,12 +423,13 @@ static void attend_part(void *ctx, uint32_t thread, uint32_t n_threads)
 	const struct decode_job *j = ctx;
 	uint32_t begin, end;
 
-	threads_share(j->n_wave, thread, n_threads, &begin, &end);
-	for (uint32_t i = begin; i < end; i++) {
-		struct unit u = unit_of(j, j->wave + i);
+	(void)n_threads;
+	while (threads_take(j->c->threads, j->n_wave, 1, &begin, &end))
+		for (uint32_t i = begin; i < end; i++) {
+			struct unit u = unit_of(j, j->wave + i);
 
-		attend_unit(j, &u, i, j->threads + thread * j->thread_floats);
-	}
+			attend_unit(j, &u, i, j->threads + thread * j->thread_floats);
+		}
 }
 
 /* Two partial softmaxes into one: @a becomes both. */

@@ -1,16 +1,17 @@
 #pragma once
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the two quantised products in AVX2 have in common: how a tile goes by. Included by exactly quant_q4_avx2.c and
- * quant_q8_avx2.c, which say before what a GROUP is, the LINES in it, how many are a RUN (memory is asked for as much before), and which
- * struct scales, with a float d[16] in it, sixteen columns of one have; everything is static to them.
+/* What the two quantised products in AVX2 have in common: how a tile goes by. Included by exactly
+ * quant_q4_avx2.c and quant_q8_avx2.c; everything is static to them. They say before what a GROUP is, the LINES in it,
+ * how many are a RUN (memory is asked for as much ahead), and which struct scales, with a float d[16] in it, belongs to
+ * sixteen columns of one.
  *
- * Rows go by in blocks of up to BLOCK_ROWS. Where there are several, a run of groups stays in L1 while they pass; one alone
- * reads the weight once, straight through. Weights are unpacked on the way: to keep them unpacked for the blocks to
- * come costs as much as it saves.
+ * Rows go by in blocks of up to BLOCK_ROWS. Where there are several, a run of groups stays in L1 while they pass;
+ * one alone reads the weight once, straight through. Weights are unpacked on the way: to keep them
+ * unpacked for the blocks to come costs as much as it saves.
  *
- * A block by sixteen columns of a group is one loop in assembly: given intrinsics, gcc 12 and clang 14 send the
- * accumulators through memory, at a third of the speed. The loop is short, for unrolled over the group it is
- * slower by a fifth: its instructions, decoded, no longer stay in their cache. */
+ * A block by sixteen columns of a group is one loop in assembly: given intrinsics, gcc 12 and clang 14 send
+ * the accumulators through memory, at a third of the speed. The loop is short, for unrolled over the group it
+ * is slower by a fifth: its instructions, decoded, no longer stay in their cache. */
 #include <immintrin.h>
 #include <stddef.h>
 
@@ -33,14 +34,14 @@ _Static_assert(offsetof(struct sums, i) == 256 && sizeof(struct sums) == 512 &&
 /* Of both halves of a group, as multiply() wants them. */
 ALWAYS void make_scales(struct scales ret[2], const GROUP *w);
 
-/* sums->i = R rows by the lines at @w: one half's, whose scales and sums are here; one row or two by both halves, whose scales
- * and sums lie one behind the other. Asks for as many lines from @next on, upwards
- * like everything that reads memory. */
+/* sums->i = R rows by the lines at @w: one half's, whose scales and sums are here; one row or two by both
+ * halves, whose scales and sums lie one behind the other. Asks for as many lines from @next on,
+ * upwards like everything that reads memory. */
 ALWAYS void multiply(struct sums *sums, const struct q_row *const *rows, const uint8_t *w,
 		     const uint8_t *next, const struct scales *scales, const uint32_t R);
 
-/* A sum is row @r by half @h of the columns, in the pair of accumulators @c: op(c, r, h, k) for all of them. Rows by the half that is
- * at hand, and one row or two by both. */
+/* A sum is row @r by half @h of the columns, in the pair of accumulators @c: op(c, r, h, k) for all of them.
+ * Rows by the half that is at hand, and one row or two by both. */
 #define ROWS_3(op, k)     op(0, 0, 0, k) op(1, 1, 0, k) op(2, 2, 0, k)
 #define ROWS_4(op, k)     ROWS_3(op, k) op(3, 3, 0, k)
 #define ROW_LEFT(op, k)   op(0, 0, 0, k)
@@ -58,8 +59,8 @@ ALWAYS void multiply(struct sums *sums, const struct q_row *const *rows, const u
 	"vmovdqa %[c" #c "0], 512*" #h "+256+64*" #r "(%[sums])\n\t"                               \
 	"vmovdqa %[c" #c "1], 512*" #h "+288+64*" #r "(%[sums])\n\t"
 
-/* Groups [first, first + n) of the tile. The first block makes the scales as it goes, for itself and the others; one block
- * alone may have more groups than there is room for. */
+/* Groups [first, first + n) of the tile. The first block makes the scales as it goes, for itself and the
+ * others; one block alone may have more groups than there is room for. */
 struct run {
 	const struct q_tile *t;
 	uint32_t first, n;

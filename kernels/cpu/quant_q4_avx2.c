@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The q4 product in AVX2. pmaddubsw adds two products of bytes in sixteen bits, and the nibble itself is the unsigned
- * side: 8 times 2 products of 15 * 127 are 30480, so sixteen bits hold the sum over a Q_SUB, and one pmaddwd
- * takes it to 32 bits times s; o joins through the rows' sums. Nothing saturates. */
+/* The q4 product in AVX2. pmaddubsw adds two products of bytes in sixteen bits, and the nibble itself is the
+ * unsigned side: 8 times 2 products of 15 * 127 are 30480, so sixteen bits hold the sum over a Q_SUB, and
+ * one pmaddwd takes it to 32 bits times s; o joins through the rows' sums. Nothing saturates. */
 #include "quant.h"
 
 #define GROUP struct q4_group
